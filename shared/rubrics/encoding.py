@@ -1,0 +1,117 @@
+"""From a rendered rubric to token ids: one way, for the judge that grades and for whoever trains it.
+
+Needs a tokenizer in transformers' shape but imports none of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from shared.errors import ConfigError
+from shared.rubrics.rubric import LABELS, Rubric, Segment
+
+CUT_MARK = "\n[... cut ...]\n"
+"""Stands where the middle of a too long text was taken out."""
+
+MIN_GRADED_TOKENS = 16
+"""Fewer left for the graded text than this is no grading."""
+
+
+class Tokenizer(Protocol):
+    """The part of `transformers.PreTrainedTokenizerFast` that is used here."""
+
+    bos_token_id: int | None
+    # Any: transformers' own signature cannot be written as a protocol without importing it.
+    __call__: Callable[..., Any]
+
+
+def encode_text(tokenizer: Tokenizer, text: str, *, trusted: bool) -> list[int]:
+    """Ids of one segment. Untrusted text that spells a special token becomes ordinary tokens."""
+    if not text:
+        return []
+    ids = tokenizer(text, add_special_tokens=False, split_special_tokens=not trusted)["input_ids"]
+    return [int(token) for token in ids]
+
+
+def leading_bos(tokenizer: Tokenizer) -> list[int]:
+    """`[bos]` where the tokenizer itself begins every text with it, else `[]`."""
+    bos = tokenizer.bos_token_id
+    if bos is None:
+        return []
+    ids = tokenizer("x", add_special_tokens=True)["input_ids"]
+    return [bos] if ids and ids[0] == bos else []
+
+
+def encode_prompt(tokenizer: Tokenizer, segments: Sequence[Segment], *, max_tokens: int) -> list[int]:
+    """The judge's prompt as at most `max_tokens` ids; the label is the token after the last.
+
+    Each segment is encoded on its own. Too long graded texts lose their middles, the longest first,
+    and carry `CUT_MARK` there; the rubric is never cut.
+
+    Raises:
+        ValueError: the rubric alone leaves fewer than `MIN_GRADED_TOKENS` for the graded text.
+    """
+    bos = leading_bos(tokenizer)
+    parts = [encode_text(tokenizer, segment.text, trusted=segment.trusted) for segment in segments]
+    fixed = len(bos) + sum(len(ids) for ids, s in zip(parts, segments, strict=True) if s.trusted)
+    budget = max_tokens - fixed
+    if budget < MIN_GRADED_TOKENS:
+        raise ValueError(
+            f"the rubric takes {fixed} of the judge's {max_tokens} tokens; {MIN_GRADED_TOKENS} must be left"
+        )
+    lengths = [0 if s.trusted else len(ids) for ids, s in zip(parts, segments, strict=True)]
+    if sum(lengths) > budget:
+        mark = encode_text(tokenizer, CUT_MARK, trusted=False)
+        shares = fair_shares(lengths, budget)
+        parts = [
+            ids if s.trusted else cut_middle(ids, share, mark)
+            for ids, s, share in zip(parts, segments, shares, strict=True)
+        ]
+    return [*bos, *(token for ids in parts for token in ids)]
+
+
+def label_ids(tokenizer: Tokenizer, rubric: Rubric) -> tuple[int, ...]:
+    """Ids that the labels 1..5 have right after the rubric's suffix.
+
+    Raises:
+        ConfigError: they are not five distinct single tokens, so their probabilities cannot be read.
+    """
+    before = encode_text(tokenizer, rubric.suffix, trusted=True)
+    found: list[int] = []
+    for label in LABELS:
+        ids = encode_text(tokenizer, rubric.suffix + label, trusted=True)
+        if ids[:-1] != before:
+            raise ConfigError(
+                f"rubric {rubric.name!r}: label {label!r} is not one token after {rubric.suffix!r} for this"
+                f" judge's tokenizer (ids {ids[len(before) :]}); use a judge or a suffix where it is"
+            )
+        found.append(ids[-1])
+    if len(set(found)) != len(LABELS):
+        raise ConfigError(
+            f"rubric {rubric.name!r}: the labels {', '.join(LABELS)} have the ids {found}, which are not"
+            " distinct, for this judge's tokenizer"
+        )
+    return tuple(found)
+
+
+def fair_shares(lengths: Sequence[int], budget: int) -> list[int]:
+    """What each may keep of `budget` (>= 0): short ones whole, the long ones the same."""
+    order = sorted(range(len(lengths)), key=lengths.__getitem__)
+    shares = [0] * len(lengths)
+    left = budget
+    for rank, index in enumerate(order):
+        shares[index] = min(lengths[index], left // (len(order) - rank))
+        left -= shares[index]
+    return shares
+
+
+def cut_middle(ids: list[int], keep: int, mark: Sequence[int]) -> list[int]:
+    """At most `keep` ids: head, mark, tail. Without the mark where there is no room for it."""
+    if len(ids) <= keep:
+        return ids
+    room = keep - len(mark)
+    if room < 2:
+        return ids[:keep]
+    tail = room // 2
+    return [*ids[: room - tail], *mark, *ids[len(ids) - tail :]]

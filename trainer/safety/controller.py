@@ -1,0 +1,361 @@
+"""Bounded staleness: which beta each example gets, and how old the judge's word may be. Pure.
+
+No clock, no network, no torch: whoever drives it says what time it is (rank 0's), what was sent and
+what came back. Two controllers given the same calls agree bit for bit, which is how every rank comes
+to the same betas and how a run is replayed from its log.
+
+One step t, in order:
+
+    open_reading(t, items, now)      what is sent to the judge at step t
+    receive(arrivals, now)           verdicts, in any order; repeated while must_wait(t, now)
+    decide(t, rows)                  betas for the step, or that it may not train
+
+The terms (DESIGN section 4): a reading *resolves* when all of its items are terminal or it is
+`deadline_s` old. The *cursor* passes resolved readings in order of their step and folds them. The
+*frontier* is the newest folded step of which at least `min_scored` of the items were scored.
+`staleness = t - frontier`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from shared.jobs import Adaptive, Clock, Overdue, TargetSource
+from shared.wire import FailureCode
+from trainer.safety.ledger import Arrival, Failed, Fate, ItemKey, Ledger, Scored, SourceName
+
+
+class Action(StrEnum):
+    TRAIN = "train"
+    PARK = "park"
+    ABORT = "abort"
+
+
+class Basis(StrEnum):
+    """What an example's risk rests on."""
+
+    OWN = "own"  # a verdict on the row itself
+    AVERAGE = "average"  # the average over readings
+    CLOSED = "closed"  # nothing may be trusted: beta_max
+    HELD = "held"  # the last average although it is too old (overdue: hold)
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What step t does. `betas` and `bases` follow the order of the rows."""
+
+    action: Action
+    betas: tuple[float, ...]
+    bases: tuple[Basis, ...]
+    risk: float
+    """The average over readings, in [0,1]; 1 before the first."""
+    staleness: int
+    """Steps."""
+    overdue: bool
+    """The bound is broken and the overdue policy acts."""
+    unread: int
+    """Rows of this step that train on no valid verdict at all."""
+
+
+@dataclass
+class _Reading:
+    opened_at: float
+    """Seconds, rank 0's clock."""
+    outstanding: set[tuple[SourceName, int]]
+    fates: dict[tuple[SourceName, int], Fate] = field(default_factory=dict)
+
+
+@dataclass
+class Counts:
+    """For the report; nothing is decided by them but `unread`."""
+
+    late: int = 0
+    """Verdicts that came after their reading had resolved; dropped."""
+    duplicate: int = 0
+    unknown: int = 0
+    """Verdicts for something that was never asked in this run; dropped."""
+    timeouts: int = 0
+    failed: int = 0
+    scored: int = 0
+    trained: int = 0
+    """Example-steps."""
+    unread: int = 0
+    """Example-steps trained without any valid verdict."""
+    degraded_steps: int = 0
+
+
+class Controller:
+    """The rules of bounded staleness for one run. See the module's docstring for the order of calls."""
+
+    def __init__(self, method: Adaptive) -> None:
+        self.method = method
+        self.k = method.staleness.max_staleness
+        look_ahead = [s.look_ahead for s in method.sources if isinstance(s, TargetSource)]
+        self.needs_target = bool(look_ahead)
+        self.first_reading = -look_ahead[0] if look_ahead else 0
+        """Readings before step 0 hold the target scores of the first `look_ahead` batches."""
+        self.ema = 1.0  # nothing trains freely until something has looked
+        self.cursor = self.first_reading - 1
+        self.frontier = -1
+        self.last_fold: int | None = None
+        self.latched = False
+        """An outage is known: no step waits again until the bound holds."""
+        self.wait_began: float | None = None
+        self.outages = 0
+        """Times that the run was parked and went on."""
+        self.ledger = Ledger()
+        self.readings: dict[int, _Reading] = {}
+        """Opened and not yet folded."""
+        self.counts = Counts()
+
+    # --- what comes in ---------------------------------------------------------------------
+
+    def open_reading(self, made_at: int, items: Iterable[tuple[SourceName, int]], now: float) -> None:
+        """Declares everything that all ranks together send at step `made_at`.
+
+        A row whose target score is known already counts as scored at once: it is not sent again
+        (`needs_asking`), and the average still sees every batch in every epoch.
+        """
+        if self.is_open(made_at):
+            raise ValueError(f"reading {made_at} was opened already")
+        reading = _Reading(now, outstanding=set())
+        for source, row in items:
+            known = self.ledger.target.get(row) if source is SourceName.TARGET else None
+            if known is None:
+                reading.outstanding.add((source, row))
+            else:
+                reading.fates[source, row] = Scored(known)
+        self.readings[made_at] = reading
+
+    def is_open(self, made_at: int) -> bool:
+        """Whether the reading was opened already, in the run that this one resumes."""
+        return made_at in self.readings or made_at <= self.cursor
+
+    def needs_asking(self, source: SourceName, row: int) -> bool:
+        return source is not SourceName.TARGET or row not in self.ledger.target
+
+    def is_outstanding(self, key: ItemKey) -> bool:
+        reading = self.readings.get(key.made_at)
+        return reading is not None and (key.source, key.row) in reading.outstanding
+
+    def receive(self, arrivals: Sequence[Arrival], now: float) -> bool:
+        """Takes verdicts in whatever order; the first for an item wins. Then lets readings that are
+        `deadline_s` old resolve: what they still lack is `failed: timeout`.
+
+        Returns whether anything came or timed out.
+        """
+        before = self.counts.timeouts
+        for key, fate in arrivals:
+            reading = self.readings.get(key.made_at)
+            item = (key.source, key.row)
+            if reading is None:
+                known = self.first_reading <= key.made_at <= self.cursor
+                self.counts.late += known
+                self.counts.unknown += not known
+            elif item in reading.outstanding:
+                reading.outstanding.remove(item)
+                reading.fates[item] = fate
+            elif reading.fates.get(item) == Failed(FailureCode.TIMEOUT):
+                self.counts.late += 1
+            elif item in reading.fates:
+                self.counts.duplicate += 1
+            else:
+                self.counts.unknown += 1
+        for reading in self.readings.values():
+            if reading.outstanding and now - reading.opened_at >= self.method.staleness.deadline_s:
+                self.counts.timeouts += len(reading.outstanding)
+                # Sorted: a set's order differs between processes, and the fold sums in this order.
+                for item in sorted(reading.outstanding):
+                    reading.fates[item] = Failed(FailureCode.TIMEOUT)
+                reading.outstanding.clear()
+        return bool(arrivals) or self.counts.timeouts > before
+
+    # --- the clock -------------------------------------------------------------------------
+
+    def must_wait(self, t: int, now: float) -> bool:
+        """Folds what may be folded by step t, then says whether the step must wait for more.
+
+        False when the bound holds, when nothing that is out could mend it, or when this outage has
+        had its one wait of `deadline_s`; the overdue policy is then latched.
+        """
+        self._advance(t)
+        if self._holds(t):
+            self.latched = False
+            self.wait_began = None
+            return False
+        if self.latched:
+            return False
+        if self.wait_began is None:
+            self.wait_began = now
+        could_mend = any(u <= self._fold_limit(t) and r.outstanding for u, r in self.readings.items())
+        if could_mend and now - self.wait_began < self.method.staleness.deadline_s:
+            return True
+        self.latched = True
+        self.wait_began = None
+        return False
+
+    def _holds(self, t: int) -> bool:
+        """The bound at step t. The cursor counts too: before step K nothing is stale by the
+        frontier's word, but the rows' own target readings are due."""
+        return self.cursor >= t - self.k and t - self.frontier <= self.k
+
+    def _fold_limit(self, t: int) -> int:
+        """The newest reading that may be folded at step t."""
+        return t - self.k if self.method.staleness.clock is Clock.FIXED_LAG else t
+
+    def _advance(self, t: int) -> None:
+        while self.cursor < self._fold_limit(t):
+            reading = self.readings.get(self.cursor + 1)
+            if reading is None or reading.outstanding:
+                return
+            self.cursor += 1
+            self._fold(self.cursor, self.readings.pop(self.cursor))
+
+    def _fold(self, made_at: int, reading: _Reading) -> None:
+        # In order of item, not of arrival: a float sum must not depend on the judge's timing.
+        items = sorted(reading.fates.items())
+        scores = [fate.score for _, fate in items if isinstance(fate, Scored)]
+        for (source, row), fate in items:
+            if isinstance(fate, Scored):
+                self.ledger.fold(ItemKey(made_at, source, row), fate.score)
+        self.counts.scored += len(scores)
+        self.counts.failed += len(items) - len(scores)
+        if len(scores) >= self.method.staleness.min_scored * len(items):
+            self.frontier = max(self.frontier, made_at)
+        if not scores:
+            return
+        mean = sum(scores) / len(scores)
+        staleness = self.method.staleness
+        gain = staleness.gain_up if mean > self.ema else staleness.gain_down
+        # At least 1: after an outage steps are asked, and folded, again.
+        steps = 1 if self.last_fold is None else max(1, made_at - self.last_fold)
+        # Time-decay: n steps without a reading weigh as n readings of this mean.
+        self.ema += (1 - (1 - gain) ** steps) * (mean - self.ema)
+        self.last_fold = made_at if self.last_fold is None else max(self.last_fold, made_at)
+
+    # --- what goes out ---------------------------------------------------------------------
+
+    def decide(self, t: int, rows: Sequence[int]) -> Decision:
+        """The betas of step t for `rows`, the step's examples over all ranks in order."""
+        overdue = not self._holds(t)
+        policy = self.method.staleness.overdue
+        action = Action.TRAIN
+        if overdue and policy is Overdue.PARK:
+            action = Action.PARK
+        elif overdue and policy is Overdue.ABORT:
+            action = Action.ABORT
+        risks: list[float] = []
+        bases: list[Basis] = []
+        unread = 0
+        for row in rows:
+            risk, basis, read = self._risk(t, row, overdue)
+            risks.append(risk)
+            bases.append(basis)
+            unread += not read
+        if action is Action.TRAIN:
+            self.counts.trained += len(rows)
+            self.counts.unread += unread
+            self.counts.degraded_steps += overdue
+        low, high = self.method.beta_min, self.method.beta_max
+        return Decision(
+            action=action,
+            betas=tuple(low + (high - low) * risk for risk in risks),
+            bases=tuple(bases),
+            risk=self.ema,
+            staleness=t - self.frontier,
+            overdue=overdue,
+            unread=unread,
+        )
+
+    def _risk(self, t: int, row: int, overdue: bool) -> tuple[float, Basis, bool]:
+        """(s_i, what it rests on, whether a valid verdict stands behind it)."""
+        hold = self.method.staleness.overdue is Overdue.HOLD
+        if self.method.granularity == "example":
+            own = self.ledger.own_score(row, oldest_policy=t - self.k)
+            target_missing = self.needs_target and row not in self.ledger.target
+            if own is not None and not target_missing:
+                return own, Basis.OWN, True
+            if target_missing or overdue:
+                # Rows that cannot be judged must not train freely.
+                return (max(own or 0.0, self.ema), Basis.HELD, False) if hold else (1.0, Basis.CLOSED, False)
+            return self.ema, Basis.AVERAGE, True
+        if overdue:
+            return (self.ema, Basis.HELD, False) if hold else (1.0, Basis.CLOSED, False)
+        return self.ema, Basis.AVERAGE, True
+
+    @property
+    def unread_fraction(self) -> float:
+        """Share of example-steps trained with no valid verdict. All of them, if nothing was ever
+        scored: a run shorter than the bound would otherwise end unread and unnoticed."""
+        if self.counts.trained == 0:
+            return 0.0
+        if self.last_fold is None:
+            return 1.0
+        return self.counts.unread / self.counts.trained
+
+    def unread_past_limit(self, planned: int) -> bool:
+        """Whether more of the `planned` example-steps have trained unread than the job allows."""
+        return self.counts.unread > self.method.staleness.max_unread_fraction * planned
+
+    # --- outage and checkpoint -------------------------------------------------------------
+
+    def outage_over(self, t: int) -> int:
+        """A parked run goes on at step t: what the outage swallowed is asked anew, so readings
+        from the returned step on are to be opened again. What was folded stays."""
+        self.readings.clear()
+        self.cursor = t - 1 - max(self.k, -self.first_reading)
+        self.latched = False
+        self.outages += 1
+        return self.cursor + 1
+
+    def to_state(self) -> dict[str, Any]:
+        """Everything, as JSON values. Floats survive JSON exactly."""
+        return {
+            "ema": self.ema,
+            "cursor": self.cursor,
+            "frontier": self.frontier,
+            "last_fold": self.last_fold,
+            "latched": self.latched,
+            "outages": self.outages,
+            "ledger": self.ledger.to_state(),
+            "counts": vars(self.counts).copy(),
+            "readings": [
+                [
+                    made_at,
+                    sorted([source.value, row] for source, row in reading.outstanding),
+                    [
+                        [source.value, row, fate.score if isinstance(fate, Scored) else fate.code.value]
+                        for (source, row), fate in sorted(reading.fates.items())
+                    ],
+                ]
+                for made_at, reading in sorted(self.readings.items())
+            ],
+        }
+
+    def restore(self, state: dict[str, Any], now: float) -> None:
+        """Continues from `to_state`. What was outstanding is asked again, so its age starts anew."""
+        self.ema = state["ema"]
+        self.cursor = state["cursor"]
+        self.frontier = state["frontier"]
+        self.last_fold = state["last_fold"]
+        self.latched = state["latched"]
+        self.outages = state["outages"]
+        self.wait_began = None
+        self.ledger = Ledger.from_state(state["ledger"])
+        self.counts = Counts(**state["counts"])
+        self.readings = {
+            made_at: _Reading(
+                now,
+                outstanding={(SourceName(source), row) for source, row in outstanding},
+                fates={
+                    (SourceName(source), row): Failed(FailureCode(fate))
+                    if isinstance(fate, str)
+                    else Scored(float(fate))
+                    for source, row, fate in fates
+                },
+            )
+            for made_at, outstanding, fates in state["readings"]
+        }

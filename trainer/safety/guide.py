@@ -1,0 +1,298 @@
+"""Where a step's betas come from: a constant, or the judge by way of the controller."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from shared.errors import JudgeRefusal
+from shared.jobs import Adaptive, PolicySource, TargetSource
+from shared.wire import ChatMessage
+from trainer.data.rows import ChatRow
+from trainer.safety.controller import Action, Basis, Controller, Decision
+from trainer.safety.judge_client import JudgeClient, Question
+from trainer.safety.ledger import Arrival, ItemKey, Scored, SourceName
+from trainer.training.distributed import Collective, Exchange, Signal
+from trainer.training.order import DataOrder, rank_share
+
+POLL_S = 0.02
+"""Between two exchanges while a step waits."""
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """What a step does, the same on every rank. `betas` follow the step's rows."""
+
+    action: Action
+    betas: tuple[float, ...]
+    stop: bool
+    risk: float
+    staleness: int | None
+    overdue: bool
+    wait_s: float
+    generate_s: float
+    bases: dict[str, int]
+
+
+class Sampler(Protocol):
+    """Answers prompts with the current policy. Every rank must call it equally often."""
+
+    def sample(self, rows: Sequence[int], step: int) -> list[str]: ...
+
+
+class Guide(Protocol):
+    def start(self, step: int) -> None:
+        """Before the model is loaded: sends what can be sent without it."""
+
+    def guide(self, step: int, rows: tuple[int, ...]) -> Guidance: ...
+
+    def state(self) -> dict[str, Any] | None:
+        """For the checkpoint; differs from rank to rank."""
+
+    def close(self) -> None: ...
+
+
+class ConstantBeta:
+    """SFT (0) and fixed KL."""
+
+    def __init__(self, beta: float, collective: Collective, stopping: Callable[[], bool]) -> None:
+        self._beta = beta
+        self._collective = collective
+        self._stopping = stopping
+
+    def start(self, step: int) -> None:
+        """Nothing to send."""
+
+    def guide(self, step: int, rows: tuple[int, ...]) -> Guidance:
+        signal = Signal.STOP if self._stopping() else Signal.GO_ON
+        heard = self._collective.exchange([], now=time.monotonic(), signal=signal)
+        return Guidance(
+            action=Action.TRAIN,
+            betas=(self._beta,) * len(rows),
+            stop=heard.signal is Signal.STOP,
+            risk=self._beta,
+            staleness=None,
+            overdue=False,
+            wait_s=0.0,
+            generate_s=0.0,
+            bases={},
+        )
+
+    def state(self) -> None:
+        return None
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+class JudgedBeta:
+    """Asks the judge ahead of the steps, and lets the controller decide.
+
+    Args:
+        rows: the training file; every rank holds all of it, and asks about its own share.
+        sampler: set before the first `guide` if a policy source is configured.
+        log: told of each call to the controller, for replay; rank 0's.
+    """
+
+    def __init__(
+        self,
+        method: Adaptive,
+        *,
+        rows: Sequence[ChatRow],
+        order: DataOrder,
+        client: JudgeClient,
+        collective: Collective,
+        stopping: Callable[[], bool],
+        log: Callable[[dict[str, Any]], None],
+    ) -> None:
+        self.controller = Controller(method)
+        self.client = client
+        self.sampler: Sampler | None = None
+        self._target = next((s for s in method.sources if isinstance(s, TargetSource)), None)
+        self._policy = next((s for s in method.sources if isinstance(s, PolicySource)), None)
+        self._k = method.staleness.max_staleness
+        self._rows = rows
+        self._order = order
+        self._collective = collective
+        self._stopping = stopping
+        self._log = log
+        self._generate_s = 0.0
+        self._asked: dict[ItemKey, Question] = {}
+        """This rank's questions of readings that are not folded yet."""
+
+    # --- beginning -------------------------------------------------------------------------
+
+    def start(self, step: int) -> None:
+        """Scans the target scores of the first batches, so that the judge works while the model loads."""
+        now = self._exchange().now
+        for made_at in range(self.controller.first_reading, step):
+            self._open(made_at, [], now)
+
+    def resume(self, state: dict[str, Any], *, after_outage: bool, step: int) -> None:
+        """Takes up a checkpoint's state, and asks again what was out."""
+        now = self._exchange().now
+        self.controller.restore(state["controller"], now)
+        self._log({"op": "restore", "state": state["controller"], "now": now})
+        if self.controller.outages:
+            self.client.outage_over(self.controller.outages)
+        if not after_outage:
+            self._ask([question_from_json(raw) for raw in state["unanswered"]])
+            return
+        first = self.controller.outage_over(step)
+        self._log({"op": "outage_over", "t": step})
+        self.client.outage_over(self.controller.outages)
+        self._reopen = range(first, step)
+
+    _reopen: range = range(0)
+    """Readings to be made anew once the model can speak."""
+
+    # --- one step --------------------------------------------------------------------------
+
+    def guide(self, step: int, rows: tuple[int, ...]) -> Guidance:
+        self._generate_s = 0.0
+        now = self._exchange().now
+        for made_at in [*self._reopen, step]:
+            if not self.controller.is_open(made_at):
+                self._open(made_at, self._policy_rows(made_at), now)
+        self._reopen = range(0)
+        waited = -time.monotonic()
+        began_waiting = False
+        while True:
+            heard = self._exchange()
+            if heard.signal is Signal.REFUSED:
+                raise self.client.refusal or JudgeRefusal("the judge refused another rank's questions")
+            must_wait = self.controller.must_wait(step, heard.now)
+            if not (must_wait and began_waiting):
+                self._log({"op": "must_wait", "t": step, "now": heard.now})
+            if not must_wait or heard.signal is Signal.STOP:
+                break
+            began_waiting = True
+            self.client.wait_for_news(POLL_S)
+        waited += time.monotonic()
+        self._asked = {k: q for k, q in self._asked.items() if k.made_at > self.controller.cursor}
+        decision = self.controller.decide(step, rows)
+        self._log_decision(step, rows, decision)
+        return Guidance(
+            action=decision.action,
+            betas=decision.betas,
+            stop=heard.signal is Signal.STOP,
+            risk=decision.risk,
+            staleness=decision.staleness,
+            overdue=decision.overdue,
+            wait_s=waited,
+            generate_s=self._generate_s,
+            bases={basis.value: decision.bases.count(basis) for basis in Basis},
+        )
+
+    def _exchange(self) -> Exchange:
+        signal = Signal.STOP if self._stopping() else Signal.GO_ON
+        if self.client.refusal:
+            signal = Signal.REFUSED
+        heard = self._collective.exchange(self.client.take(), now=time.time(), signal=signal)
+        if self.controller.receive(heard.arrivals, heard.now):
+            arrivals = [_arrival_to_json(arrival) for arrival in heard.arrivals]
+            self._log({"op": "receive", "now": heard.now, "arrivals": arrivals})
+        return heard
+
+    def _ask(self, questions: Sequence[Question]) -> None:
+        self._asked.update((question.key, question) for question in questions)
+        self.client.submit(questions)
+
+    def _policy_rows(self, made_at: int) -> list[int]:
+        """Rows of the batch K ahead whose prompts the policy answers at step `made_at`."""
+        if self._policy is None:
+            return []
+        ranks = self._collective.world.ranks
+        count = -(-self._policy.samples_per_step // ranks) * ranks
+        return list(dict.fromkeys(self._order.rows(made_at + self._k)[:count]))
+
+    def _open(self, made_at: int, policy_rows: Sequence[int], now: float) -> None:
+        target_rows: list[int] = []
+        if self._target is not None:
+            target_rows = list(dict.fromkeys(self._order.rows(made_at + self._target.look_ahead)))
+        items = [(SourceName.TARGET, row) for row in target_rows]
+        items += [(SourceName.POLICY, row) for row in policy_rows]
+        asked = [row for row in target_rows if self.controller.needs_asking(SourceName.TARGET, row)]
+        self.controller.open_reading(made_at, items, now)
+        self._log({"op": "open", "u": made_at, "items": [[s.value, r] for s, r in items], "now": now})
+        world = self._collective.world
+        questions = []
+        for row in rank_share(tuple(asked), world.rank, world.ranks):
+            prompt, response = last_turn(self._rows[row])
+            questions.append(Question(ItemKey(made_at, SourceName.TARGET, row), prompt, response))
+        # The target's questions need no generation: let the judge begin on them.
+        self._ask(questions)
+        if not policy_rows:
+            return
+        if self.sampler is None:
+            raise ValueError("a policy source is configured but no sampler was set")
+        began = time.monotonic()
+        mine = rank_share(tuple(policy_rows), world.rank, world.ranks)
+        answers = self.sampler.sample(mine, made_at)
+        self._generate_s += time.monotonic() - began
+        self._ask(
+            [
+                Question(ItemKey(made_at, SourceName.POLICY, row), last_turn(self._rows[row])[0], answer)
+                for row, answer in zip(mine, answers, strict=True)
+            ]
+        )
+
+    # --- ending ----------------------------------------------------------------------------
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "controller": self.controller.to_state(),
+            "unanswered": [
+                question_to_json(question)
+                for key, question in self._asked.items()
+                if self.controller.is_outstanding(key)
+            ],
+        }
+
+    def close(self) -> None:
+        self.client.close()
+
+    def _log_decision(self, step: int, rows: tuple[int, ...], decision: Decision) -> None:
+        self._log(
+            {
+                "op": "decide",
+                "t": step,
+                "rows": list(rows),
+                "action": decision.action.value,
+                "betas": list(decision.betas),
+                "risk": decision.risk,
+                "staleness": decision.staleness,
+                "overdue": decision.overdue,
+            }
+        )
+
+
+def last_turn(row: ChatRow) -> tuple[tuple[ChatMessage, ...], str]:
+    """A row as the judge reads it: the turns before the last assistant turn, and that turn."""
+    last = max(index for index, turn in enumerate(row.messages) if turn.role == "assistant")
+    return tuple(row.messages[:last]), row.messages[last].content
+
+
+def question_to_json(question: Question) -> dict[str, Any]:
+    return {
+        "key": [question.key.made_at, question.key.source.value, question.key.row],
+        "prompt": [turn.model_dump(mode="json") for turn in question.prompt],
+        "response": question.response,
+    }
+
+
+def question_from_json(raw: dict[str, Any]) -> Question:
+    made_at, source, row = raw["key"]
+    return Question(
+        key=ItemKey(made_at, SourceName(source), row),
+        prompt=tuple(ChatMessage.model_validate(turn) for turn in raw["prompt"]),
+        response=raw["response"],
+    )
+
+
+def _arrival_to_json(arrival: Arrival) -> list[Any]:
+    key, fate = arrival
+    value = fate.score if isinstance(fate, Scored) else fate.code.value
+    return [key.made_at, key.source.value, key.row, value]

@@ -1,0 +1,88 @@
+"""What the judge has said of each row, for the life of a job. Pure.
+
+An *item* is one text sent to the judge: (step it was made at, source, row). A *reading* is the items
+of one step. The ledger keeps, per row and source, the scores that readings have brought when folded.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, NamedTuple
+
+from shared.wire import FailureCode
+
+
+class SourceName(StrEnum):
+    TARGET = "target"
+    POLICY = "policy"
+
+
+class ItemKey(NamedTuple):
+    made_at: int
+    """Optimizer step u; negative before the run's first step."""
+    source: SourceName
+    row: int
+    """Index into the training file."""
+
+
+class Scored(NamedTuple):
+    score: float
+    """Harm in [0,1]."""
+
+
+class Failed(NamedTuple):
+    code: FailureCode
+
+
+Fate = Scored | Failed
+
+
+class Arrival(NamedTuple):
+    key: ItemKey
+    fate: Fate
+
+
+class Entry(NamedTuple):
+    made_at: int
+    score: float
+
+
+@dataclass
+class Ledger:
+    target: dict[int, float] = field(default_factory=dict)
+    """Row -> score of its training pair. The text never changes, so the first verdict is kept."""
+    policy: dict[int, Entry] = field(default_factory=dict)
+    """Row -> newest score of what the policy answered to it, and when that policy was."""
+
+    def fold(self, key: ItemKey, score: float) -> None:
+        if key.source is SourceName.TARGET:
+            self.target.setdefault(key.row, score)
+            return
+        known = self.policy.get(key.row)
+        if known is None or known.made_at < key.made_at:
+            self.policy[key.row] = Entry(key.made_at, score)
+
+    def own_score(self, row: int, *, oldest_policy: int) -> float | None:
+        """Maximum over what has been read of the row: its target, and a policy answer made at
+        `oldest_policy` or later. None where nothing has."""
+        scores = []
+        if row in self.target:
+            scores.append(self.target[row])
+        entry = self.policy.get(row)
+        if entry is not None and entry.made_at >= oldest_policy:
+            scores.append(entry.score)
+        return max(scores, default=None)
+
+    def to_state(self) -> dict[str, Any]:
+        return {
+            "target": [[row, score] for row, score in self.target.items()],
+            "policy": [[row, *entry] for row, entry in self.policy.items()],
+        }
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> Ledger:
+        return cls(
+            target=dict(state["target"]),
+            policy={row: Entry(made_at, score) for row, made_at, score in state["policy"]},
+        )

@@ -1,0 +1,164 @@
+"""DeepSpeed, and the only file that imports it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+if not torch.cuda.is_available():
+    # Before the import: without a GPU DeepSpeed would look for one, and for a compiler.
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+import deepspeed
+import torch.distributed as dist
+from torch import Tensor
+
+from shared.errors import TrainingError
+from shared.jobs import Training
+from trainer.training.data import Batch
+from trainer.training.distributed import World
+from trainer.training.losses import ExampleLosses
+from trainer.training.objective import SafeObjective
+from trainer.training.order import micro_batch_size
+
+ENGINE_STATE = "engine"
+"""Folder of DeepSpeed's files inside a checkpoint."""
+
+
+def init_distributed(world: World) -> None:
+    """Joins the ranks. Gradients go over NCCL on GPUs and gloo on CPUs."""
+    if world.device.type == "cuda":
+        torch.cuda.set_device(world.device)
+    for name, value in (("RANK", world.rank), ("WORLD_SIZE", world.ranks), ("LOCAL_RANK", world.local_rank)):
+        os.environ.setdefault(name, str(value))
+    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+    os.environ.setdefault("MASTER_PORT", "0" if world.ranks == 1 else "29500")
+    deepspeed.init_distributed(
+        dist_backend="nccl" if world.device.type == "cuda" else "gloo",
+        auto_mpi_discovery=False,
+        verbose=False,
+    )
+
+
+def engine_config(training: Training, ranks: int, dtype: torch.dtype) -> dict[str, Any]:
+    """DeepSpeed's settings. Clipping and averaging are its own; the learning rate is set by us."""
+    micro = micro_batch_size(training, ranks)
+    return {
+        "train_batch_size": training.batch_size,
+        "train_micro_batch_size_per_gpu": micro,
+        "gradient_accumulation_steps": training.batch_size // ranks // micro,
+        "gradient_clipping": training.max_grad_norm,
+        "bf16": {"enabled": dtype is torch.bfloat16},
+        "zero_optimization": {
+            "stage": training.zero_stage,
+            "stage3_gather_16bit_weights_on_model_save": True,
+        },
+        "optimizer": {
+            "type": "AdamW",
+            "params": {
+                "lr": training.learning_rate,
+                "weight_decay": training.weight_decay,
+                "torch_adam": not torch.cuda.is_available(),
+            },
+        },
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": 2**31,
+        "wall_clock_breakdown": False,
+    }
+
+
+class Engine:
+    """One rank's part of the sharded policy: trains a step, saves, restores."""
+
+    def __init__(
+        self, objective: SafeObjective, training: Training, world: World, dtype: torch.dtype
+    ) -> None:
+        self.world = world
+        self.training = training
+        config = engine_config(training, world.ranks, dtype)
+        self.accumulation: int = config["gradient_accumulation_steps"]
+        trainable = [p for p in objective.parameters() if p.requires_grad]
+        self._engine, self._optimizer, _, _ = deepspeed.initialize(
+            model=objective, model_parameters=trainable, config=config
+        )
+
+    @property
+    def objective(self) -> SafeObjective:
+        """For generation: calling its parts gathers what ZeRO-3 has scattered."""
+        module: SafeObjective = self._engine.module
+        return module
+
+    def train_step(
+        self, micro_batches: Sequence[tuple[Batch, Tensor]], learning_rate: float
+    ) -> tuple[float, list[ExampleLosses]]:
+        """One optimizer step over this rank's (batch, beta_B) pairs, one a micro-batch.
+
+        Returns this rank's part of the step's loss, and each micro-batch's values an example.
+
+        Raises:
+            TrainingError: the loss is not finite (on every rank, or the others would hang).
+        """
+        for group in self._optimizer.param_groups:
+            group["lr"] = learning_rate
+        self._engine.train()
+        total = 0.0
+        seen = []
+        # DeepSpeed divides by the accumulation steps and averages over ranks. Both factors undo
+        # that, so that each example weighs 1 / global batch, whoever holds it.
+        scale = self.world.ranks * self.accumulation / self.training.batch_size
+        for batch, beta_B in micro_batches:
+            loss_sum, losses = self._engine(batch.to(self.world.device), beta_B.to(self.world.device))
+            self._engine.backward(loss_sum * scale)
+            self._engine.step()
+            total += float(loss_sum.detach()) / self.training.batch_size
+            seen.append(losses)
+        self._agree_finite(total)
+        return total, seen
+
+    def _agree_finite(self, total: float) -> None:
+        bad = torch.tensor(float(not torch.isfinite(torch.tensor(total))), device=self.world.device)
+        dist.all_reduce(bad)
+        if bad > 0:
+            raise TrainingError(
+                f"the loss is not finite ({total} on rank {self.world.rank}); lower"
+                " training.learning_rate, or train in fp32"
+            )
+
+    def policy_weights(self) -> dict[str, Tensor] | None:
+        """The policy's weights, whole, on rank 0; None on the others. Every rank must call it.
+
+        For LoRA the adapters alone.
+        """
+        state = self._engine._consolidated_16bit_state_dict(exclude_frozen_parameters=True)
+        if self.world.rank != 0:
+            return None
+        prefix = "policy."
+        return {
+            name[len(prefix) :]: tensor.detach().cpu().clone()
+            for name, tensor in state.items()
+            if name.startswith(prefix)
+        }
+
+    def save(self, directory: Path) -> None:
+        """Optimizer and weights of all ranks. Frozen weights are not written: they are the base's."""
+        self._engine.save_checkpoint(
+            str(directory), tag=ENGINE_STATE, save_latest=False, exclude_frozen_parameters=True
+        )
+
+    def load(self, directory: Path) -> None:
+        """Raises TrainingError where the checkpoint was made by another number of ranks."""
+        path, _ = self._engine.load_checkpoint(str(directory), tag=ENGINE_STATE, load_module_strict=False)
+        if path is None:
+            raise TrainingError(
+                f"the checkpoint {directory} could not be loaded with {self.world.ranks} ranks at ZeRO stage"
+                f" {self.training.zero_stage}; resume with the ranks and the stage it was saved with"
+            )
+
+
+def shutdown() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()

@@ -1,0 +1,255 @@
+"""The training loop: one screen."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from shared.jobs import Adaptive, Overdue
+from trainer.safety.controller import Action
+from trainer.safety.guide import ConstantBeta, Guidance, JudgedBeta
+from trainer.training import checkpoint
+from trainer.training.checkpoint import RunState
+from trainer.training.data import Example, collate
+from trainer.training.distributed import Collective
+from trainer.training.engine import Engine
+from trainer.training.losses import ExampleLosses
+from trainer.training.model import save_model
+from trainer.training.order import DataOrder, micro_batch_size, rank_share
+from trainer.training.recorder import Recorder
+from trainer.training.run_spec import ARTIFACT, CHECKPOINTS, Outcome, OutcomeError, OutcomeStatus, RunSpec
+from trainer.training.schedule import learning_rate
+
+
+@dataclass
+class Run:
+    """One rank's view of a run."""
+
+    spec: RunSpec
+    steps: int
+    examples: Sequence[Example]
+    order: DataOrder
+    engine: Engine
+    tokenizer: Any
+    guide: ConstantBeta | JudgedBeta
+    collective: Collective
+    recorder: Recorder
+    step: int
+    """Steps done."""
+    trained_tokens: int
+
+
+def train(run: Run) -> Outcome:
+    """From the run's step to its last. Every rank returns the same outcome."""
+    pace = Pace()
+    was_overdue = False
+    while run.step < run.steps:
+        began = time.monotonic()
+        rows = run.order.rows(run.step)
+        guidance = run.guide.guide(run.step, rows)
+        if guidance.overdue != was_overdue:
+            was_overdue = guidance.overdue
+            _tell_overdue(run, guidance)
+        if guidance.stop:
+            _save(run, parked=False)
+            return _outcome(run, OutcomeStatus.STOPPED)
+        if guidance.action is Action.PARK:
+            _save(run, parked=True)
+            return _outcome(run, OutcomeStatus.PARKED, _unavailable(run, guidance))
+        if guidance.action is Action.ABORT or _unread_past_limit(run):
+            return _outcome(run, OutcomeStatus.FAILED, _unavailable(run, guidance), _export(run))
+        _train_step(run, rows, guidance, began, pace)
+        run.step += 1
+        if run.step % run.spec.training.checkpoint_every == 0 and run.step < run.steps:
+            _save(run, parked=False)
+    if _unread_at_the_end(run):
+        return _outcome(run, OutcomeStatus.FAILED, _nothing_read(run), _export(run))
+    _save(run, parked=False)
+    return _outcome(run, OutcomeStatus.SUCCEEDED, artifact=_export(run))
+
+
+def _train_step(run: Run, rows: tuple[int, ...], guidance: Guidance, began: float, pace: Pace) -> None:
+    world = run.collective.world
+    mine = rank_share(tuple(range(len(rows))), world.rank, world.ranks)
+    micro = micro_batch_size(run.spec.training, world.ranks)
+    # Dropout, where there is any, is a function of (seed, step, rank): nothing to save, and a
+    # resumed run repeats it.
+    torch.manual_seed(run.spec.seed * 1_000_003 + run.step * world.ranks + world.rank)
+    micro_batches = []
+    for at in range(0, len(mine), micro):
+        chosen = mine[at : at + micro]
+        batch = collate([run.examples[rows[i]] for i in chosen], run.tokenizer.pad_token_id)
+        micro_batches.append((batch, torch.tensor([guidance.betas[i] for i in chosen])))
+    rate = learning_rate(run.spec.training, run.step, run.steps)
+    loss, losses = run.engine.train_step(micro_batches, rate)
+    tokens = sum(len(batch.label_N) for batch, _ in micro_batches)
+    mean = run.collective.mean([loss, _mean(losses, "nll_B"), _mean(losses, "kl_B"), float(tokens)])
+    run.trained_tokens += round(mean[3] * world.ranks)
+    step_s = time.monotonic() - began
+    has_kl = losses[0].kl_B is not None
+    run.recorder.metrics(
+        step=run.step + 1,
+        steps=run.steps,
+        loss=mean[0] * world.ranks,
+        nll=mean[1],
+        kl=mean[2] if has_kl else None,
+        beta=sum(guidance.betas) / len(guidance.betas),
+        beta_max=max(guidance.betas),
+        risk=guidance.risk,
+        staleness=guidance.staleness,
+        overdue=guidance.overdue,
+        bases=guidance.bases,
+        wait_s=guidance.wait_s,
+        generate_s=guidance.generate_s,
+        step_s=step_s,
+        learning_rate=rate,
+        tokens=run.trained_tokens,
+        eta_s=pace.eta(step_s, run.steps - run.step - 1),
+    )
+
+
+def _mean(losses: Sequence[ExampleLosses], name: str) -> float:
+    values = [getattr(part, name) for part in losses]
+    if values[0] is None:
+        return 0.0
+    return float(torch.cat(values).mean())
+
+
+class Pace:
+    """Seconds a step, smoothed, for the ETA."""
+
+    def __init__(self) -> None:
+        self._step_s: float | None = None
+
+    def eta(self, step_s: float, left: int) -> float:
+        self._step_s = step_s if self._step_s is None else 0.9 * self._step_s + 0.1 * step_s
+        return self._step_s * left
+
+
+# --- what may go wrong with the judge ----------------------------------------------------------
+
+
+def _tell_overdue(run: Run, guidance: Guidance) -> None:
+    method = run.spec.safety.method
+    if not isinstance(method, Adaptive):
+        return
+    if not guidance.overdue:
+        run.recorder.message("info", f"step {run.step}: readings are in again; the bound holds")
+        return
+    policy = method.staleness.overdue
+    run.recorder.message(
+        "warn",
+        f"step {run.step}: the judge's readings are {guidance.staleness} steps old, more than the"
+        f" {method.staleness.max_staleness} allowed, after waiting {guidance.wait_s:.1f} s;"
+        f" {policy.value}: {_EFFECT[policy]}. {_cause(run)}",
+        {"staleness": guidance.staleness, "overdue": policy.value, "cause": _cause(run)},
+    )
+
+
+_EFFECT = {
+    Overdue.PARK: "the job is checkpointed and waits for the judge",
+    Overdue.FAIL_CLOSED: "what has no verdict trains at beta_max until readings resume",
+    Overdue.HOLD: "the last average is held",
+    Overdue.ABORT: "the job ends",
+}
+
+
+def _cause(run: Run) -> str:
+    if not isinstance(run.guide, JudgedBeta):
+        return ""
+    if run.guide.client.trouble:
+        return run.guide.client.trouble
+    counts = run.guide.controller.counts
+    return (
+        f"Of the verdicts so far {counts.scored} were scored, {counts.failed} failed, {counts.timeouts} of"
+        f" them by time-out."
+    )
+
+
+def _unavailable(run: Run, guidance: Guidance) -> OutcomeError:
+    return OutcomeError(
+        code="judge_unavailable",
+        message=f"step {run.step}: readings are {guidance.staleness} steps old and the judge gives no newer"
+        f" ones. {_cause(run)}",
+    )
+
+
+def _unread_past_limit(run: Run) -> bool:
+    planned = run.steps * run.spec.training.batch_size
+    return isinstance(run.guide, JudgedBeta) and run.guide.controller.unread_past_limit(planned)
+
+
+def _unread_at_the_end(run: Run) -> bool:
+    method = run.spec.safety.method
+    return (
+        isinstance(run.guide, JudgedBeta)
+        and isinstance(method, Adaptive)
+        and run.guide.controller.unread_fraction > method.staleness.max_unread_fraction
+    )
+
+
+def _nothing_read(run: Run) -> OutcomeError:
+    fraction = run.guide.controller.unread_fraction if isinstance(run.guide, JudgedBeta) else 0.0
+    return OutcomeError(
+        code="judge_unavailable",
+        message=f"{fraction:.0%} of the examples trained without any verdict; the model is kept as an"
+        f" artifact but is not published. {_cause(run)}",
+    )
+
+
+# --- what is kept ------------------------------------------------------------------------------
+
+
+def _card(run: Run) -> dict[str, Any]:
+    return {
+        "job": run.spec.job_id,
+        "base": run.spec.base.id,
+        "step": run.step,
+        "steps": run.steps,
+        "seed": run.spec.seed,
+        "safety": run.spec.safety.model_dump(mode="json"),
+        "training": run.spec.training.model_dump(mode="json"),
+    }
+
+
+def _save(run: Run, *, parked: bool) -> None:
+    path = checkpoint.save(
+        run.spec.run_dir / CHECKPOINTS,
+        state=RunState(run.step, run.trained_tokens, run.collective.world.ranks, parked),
+        guide_state=run.guide.state(),
+        engine=run.engine,
+        tokenizer=run.tokenizer,
+        collective=run.collective,
+        keep=run.spec.training.keep_checkpoints,
+        card=_card(run),
+    )
+    run.recorder.flush()
+    run.recorder.checkpoint(run.step, path / checkpoint.MODEL, {"step": float(run.step)})
+
+
+def _export(run: Run) -> str:
+    """The model as it stands. Every rank calls it."""
+    weights = run.engine.policy_weights()
+    if weights is not None:
+        save_model(
+            run.engine.objective.policy, run.tokenizer, weights, run.spec.run_dir / ARTIFACT, _card(run)
+        )
+    run.collective.barrier()
+    return ARTIFACT
+
+
+def _outcome(
+    run: Run, status: OutcomeStatus, error: OutcomeError | None = None, artifact: str | None = None
+) -> Outcome:
+    return Outcome(
+        status=status, error=error, step=run.step, trained_tokens=run.trained_tokens, artifact=artifact
+    )
+
+
+def checkpoints_of(spec: RunSpec) -> Path:
+    return spec.run_dir / CHECKPOINTS

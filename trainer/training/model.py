@@ -1,0 +1,103 @@
+"""Loading a base, and writing a model that `transformers` and vLLM load."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from shared.errors import ModelError
+from shared.jobs import FixedKl, Full, Lora, Sft, Training
+from trainer.training.objective import AdaptersOff, FrozenCopy, NoReference, Reference, SafeObjective
+from trainer.training.run_spec import Base, RunSpec
+
+
+def load_tokenizer(base: Base) -> Any:
+    """Raises ModelError if the folder holds none, or one that cannot render a chat."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(base.path)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"no tokenizer could be loaded from {str(base.path)!r}: {error}") from error
+    if not tokenizer.chat_template:
+        raise ModelError(
+            f"the base {base.id!r} has no chat template; add it again with one:"
+            f" tether models add {base.id} --chat-template FILE"
+        )
+    if tokenizer.pad_token_id is None:
+        # Only ever at masked positions, so any token does.
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def precision(training: Training) -> torch.dtype:
+    if training.precision == "auto":
+        return torch.bfloat16 if torch.cuda.is_available() else torch.float32
+    return torch.bfloat16 if training.precision == "bf16" else torch.float32
+
+
+def build_objective(spec: RunSpec) -> SafeObjective:
+    """The policy with its reference, as the method and the adapter ask."""
+    try:
+        model = AutoModelForCausalLM.from_pretrained(spec.base.path, dtype=precision(spec.training))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"no model could be loaded from {str(spec.base.path)!r}: {error}") from error
+    reference: Reference = NoReference()
+    match spec.training.adapter:
+        case Full():
+            if _needs_reference(spec):
+                reference = FrozenCopy(copy.deepcopy(model).requires_grad_(False))
+        case Lora() as lora:
+            model = _with_adapters(model, lora, spec.base)
+            if _needs_reference(spec):
+                reference = AdaptersOff()
+    return SafeObjective(model, reference)
+
+
+def _needs_reference(spec: RunSpec) -> bool:
+    match spec.safety.method:
+        case Sft():
+            return False
+        case FixedKl(beta=beta):
+            return beta > 0
+        case _:
+            return True
+
+
+def _with_adapters(model: Any, lora: Lora, base: Base) -> Any:
+    from peft import LoraConfig, get_peft_model
+
+    targets = lora.targets or base.lora_targets
+    present = {name.rsplit(".", 1)[-1] for name, _ in model.named_modules()}
+    missing = sorted(set(targets) - present)
+    if missing:
+        raise ModelError(f"the base {base.id!r} has no modules named {', '.join(missing)} to put adapters on")
+    config = LoraConfig(
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=list(targets),
+        task_type="CAUSAL_LM",
+    )
+    model.name_or_path = str(base.path)
+    return get_peft_model(model, config)
+
+
+def save_model(
+    policy: Any, tokenizer: Any, weights: Mapping[str, Tensor], directory: Path, card: dict[str, Any]
+) -> None:
+    """Writes safetensors with config and tokenizer; for LoRA a PEFT adapter.
+
+    Args:
+        weights: of the policy, whole and on the CPU, by the policy's own names.
+        card: what made the model; kept beside it as `tether.json`.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    policy.save_pretrained(directory, state_dict=dict(weights), safe_serialization=True)
+    tokenizer.save_pretrained(directory)
+    (directory / "tether.json").write_text(json.dumps(card, indent=2), encoding="utf-8")

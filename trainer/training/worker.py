@@ -1,0 +1,187 @@
+"""One rank of a run: `python -m trainer.training.worker RUN_DIR/run.json`, started by torchrun."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+
+import torch
+
+from shared.errors import ConfigError, TetherError
+from shared.jobs import Adaptive, FixedKl, PolicySource, Sft
+from trainer.data.rows import ChatRow
+from trainer.safety.guide import ConstantBeta, JudgedBeta
+from trainer.safety.judge_client import JudgeClient
+from trainer.training import checkpoint
+from trainer.training.data import Example, encode_rows, load_rows
+from trainer.training.distributed import Collective, World, world_from_environment
+from trainer.training.engine import Engine, init_distributed, shutdown
+from trainer.training.loop import Run, checkpoints_of, train
+from trainer.training.model import build_objective, load_tokenizer, precision
+from trainer.training.order import DataOrder, plan_steps
+from trainer.training.recorder import Recorder
+from trainer.training.run_spec import Outcome, OutcomeError, OutcomeStatus, RunSpec, read_spec
+from trainer.training.sampler import InlineSampler
+
+
+def work(spec: RunSpec) -> Outcome:
+    """Runs this rank to the end of the run, and says how it ended. Rank 0 writes it down."""
+    world = world_from_environment()
+    recorder = Recorder(spec.run_dir, writes=world.rank == 0)
+    try:
+        outcome = _run(spec, world, recorder)
+    except TetherError as error:
+        # These are the same on every rank: settings, data, model, a judge that refuses.
+        recorder.message("error", str(error))
+        outcome = Outcome(
+            status=OutcomeStatus.FAILED,
+            error=OutcomeError(code=error.code, message=str(error)),
+            step=0,
+            trained_tokens=0,
+        )
+    recorder.outcome(outcome)
+    shutdown()
+    return outcome
+
+
+def _run(spec: RunSpec, world: World, recorder: Recorder) -> Outcome:
+    if spec.training.ranks not in (None, world.ranks):
+        raise ConfigError(
+            f"training.ranks is {spec.training.ranks}, but {world.ranks} processes were started"
+        )
+    stop = _stop_on_sigterm()
+    init_distributed(world)
+    collective = Collective(world)
+    tokenizer = load_tokenizer(spec.base)
+    rows = load_rows(spec.train_file)
+    examples = encode_rows(rows, tokenizer, spec.training, spec.base.context_length)
+    _tell_data(recorder, examples, spec)
+    order = DataOrder(len(rows), spec.training.batch_size, spec.seed)
+    steps = plan_steps(spec.training, len(rows))
+
+    guide = _guide(spec, rows, order, collective, recorder, stop.is_set)
+    try:
+        found = checkpoint.latest(checkpoints_of(spec))
+        state = None
+        if found is None:
+            guide.start(0)
+        else:
+            state, guide_state = checkpoint.load(found, rank=world.rank, ranks=world.ranks)
+            recorder.message("info", f"going on from the checkpoint at step {state.step}")
+            if isinstance(guide, JudgedBeta) and guide_state is not None:
+                guide.resume(guide_state, after_outage=state.parked, step=state.step)
+        torch.manual_seed(spec.seed)  # the adapters' first values
+        engine = Engine(build_objective(spec), spec.training, world, precision(spec.training))
+        if found is not None:
+            engine.load(found)
+        if isinstance(guide, JudgedBeta):
+            guide.sampler = _sampler(spec, engine, tokenizer, examples, world)
+        recorder.message("info", f"training {steps} steps on {world.ranks} ranks")
+        return train(
+            Run(
+                spec=spec,
+                steps=steps,
+                examples=examples,
+                order=order,
+                engine=engine,
+                tokenizer=tokenizer,
+                guide=guide,
+                collective=collective,
+                recorder=recorder,
+                step=state.step if state else 0,
+                trained_tokens=state.trained_tokens if state else 0,
+            )
+        )
+    finally:
+        guide.close()
+
+
+def _guide(
+    spec: RunSpec,
+    rows: list[ChatRow],
+    order: DataOrder,
+    collective: Collective,
+    recorder: Recorder,
+    stopping: Callable[[], bool],
+) -> ConstantBeta | JudgedBeta:
+    match spec.safety.method:
+        case Sft():
+            return ConstantBeta(0.0, collective, stopping)
+        case FixedKl(beta=beta):
+            return ConstantBeta(beta, collective, stopping)
+        case Adaptive() as method:
+            if spec.judge is None:
+                raise ConfigError("safety.method adaptive asks a judge, but none is configured")
+            client = JudgeClient(
+                url=spec.judge.url,
+                rubric=method.rubric or spec.judge.rubric,
+                job_id=spec.job_id,
+                deadline_s=method.staleness.deadline_s,
+                api_key=spec.judge.api_key,
+            )
+            return JudgedBeta(
+                method,
+                rows=rows,
+                order=order,
+                client=client,
+                collective=collective,
+                stopping=stopping,
+                log=recorder.controller,
+            )
+
+
+def _sampler(
+    spec: RunSpec, engine: Engine, tokenizer: object, examples: list[Example], world: World
+) -> InlineSampler | None:
+    method = spec.safety.method
+    if not isinstance(method, Adaptive):
+        return None
+    for source in method.sources:
+        if isinstance(source, PolicySource):
+            return InlineSampler(
+                engine, tokenizer, examples, source, world, spec.seed, spec.base.context_length
+            )
+    return None
+
+
+def _tell_data(recorder: Recorder, examples: list[Example], spec: RunSpec) -> None:
+    cut = [example for example in examples if example.truncated]
+    tokens = sum(len(example.ids) for example in examples)
+    recorder.message(
+        "info", f"{len(examples)} rows, {tokens} tokens", {"rows": len(examples), "tokens": tokens}
+    )
+    if cut:
+        lines = ", ".join(str(example.row.line) for example in cut[:10])
+        recorder.message(
+            "warn",
+            f"{len(cut)} rows are longer than the context and lose the end of their answer:"
+            f" lines {lines}{', ...' if len(cut) > 10 else ''}",
+            {"truncated_rows": len(cut)},
+        )
+
+
+def _stop_on_sigterm() -> threading.Event:
+    stop = threading.Event()
+
+    def handle(_signum: int, _frame: FrameType | None) -> None:
+        stop.set()
+
+    signal.signal(signal.SIGTERM, handle)
+    return stop
+
+
+def main(arguments: list[str]) -> int:
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    outcome = work(read_spec(Path(arguments[0])))
+    return 1 if outcome.status is OutcomeStatus.FAILED else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

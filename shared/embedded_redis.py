@@ -21,8 +21,9 @@ from pathlib import Path
 
 import redis
 
+from shared import lifeline
 from shared.errors import ConfigError, ServiceError
-from shared.processes import die_with_parent, stop_process
+from shared.processes import stop_process
 
 START_S = 30.0
 """Seconds that a server of ours may take to load its data."""
@@ -80,12 +81,12 @@ def start_redis(plan: EmbeddedRedis) -> subprocess.Popen[bytes]:
     # The server inherits the locked file, and so holds the lock for as long as it lives.
     with lock:
         return subprocess.Popen(
-            plan.argv,
+            lifeline.command(plan.argv),
+            env=lifeline.environment(os.environ),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             pass_fds=(lock.fileno(),),
-            preexec_fn=die_with_parent,
         )
 
 

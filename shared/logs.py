@@ -7,6 +7,8 @@ import logging
 import sys
 from datetime import UTC, datetime
 
+from shared.errors import ConfigError
+
 
 class JsonFormatter(logging.Formatter):
     def __init__(self, service: str) -> None:
@@ -30,7 +32,13 @@ class JsonFormatter(logging.Formatter):
 
 
 def configure_logs(service: str, level: str = "info") -> None:
-    """Send everything that this process logs to stderr as JSON lines."""
+    """Send everything that this process logs to stderr as JSON lines.
+
+    Raises:
+        ConfigError: there is no such level.
+    """
+    if level.upper() not in logging.getLevelNamesMapping():
+        raise ConfigError(f"unknown log level {level!r}; use debug, info, warning or error")
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter(service))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)

@@ -1,4 +1,4 @@
-"""Children that end with their parent, and that say when they are ready.
+"""Services of ours as children: started on a lifeline, awaited until they say that they are ready.
 
 A service prints one JSON line on stdout, `{"event": "ready", ...}`, once it can be used.
 """
@@ -6,10 +6,8 @@ A service prints one JSON line on stdout, `{"event": "ready", ...}`, once it can
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -19,22 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from shared import lifeline
 from shared.errors import ServiceError
-
-PR_SET_PDEATHSIG = 1
-
-# Loaded here because between fork and exec nothing may be imported or allocated at leisure.
-_libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
-
-
-def die_with_parent() -> None:
-    """For `preexec_fn`: the kernel ends this child when its parent is gone. Linux only; elsewhere no-op.
-
-    The signal comes when the *thread* that started the child ends: start children from one that
-    lives as long as they shall.
-    """
-    if _libc is not None:
-        _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 @dataclass
@@ -83,13 +67,11 @@ def start_module(
     with _stderr_file(log) as stderr:
         began = stderr.seek(0, os.SEEK_END)
         process = subprocess.Popen(
-            [sys.executable, "-m", module, *args],
+            lifeline.command([sys.executable, "-m", module, *args]),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=stderr,
-            # The user may stand in a folder that has its own trainer.py or shared/.
-            env={**os.environ, **(env or {}), "PYTHONSAFEPATH": "1"},
-            preexec_fn=die_with_parent,
+            env=lifeline.environment({**os.environ, **(env or {})}),
         )
         late = threading.Event()
 

@@ -1,0 +1,85 @@
+"""The API as a process: bind, say that it is ready, stop in order."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+from types import FrameType
+
+import uvicorn
+
+from judge_service.api.app import create_app
+from judge_service.api.routes import Context
+from judge_service.config import ApiConfig
+from judge_service.queue import JudgementQueue, connect
+from shared.errors import ServiceError
+from shared.processes import print_ready
+from shared.redis_keys import JudgeKeys
+
+GRACE_S = 10
+"""Seconds that open requests have at a stop."""
+
+
+def serve(config: ApiConfig) -> None:
+    """Serve until SIGTERM or SIGINT.
+
+    Raises:
+        ServiceError: the address cannot be bound.
+    """
+    listener = bind(config.host, config.port)
+    # uvicorn raises the signal that stopped it once more when it is done; an ordered stop exits 0.
+    for stop in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(stop, lambda *_: None)
+    asyncio.run(_serve(config, listener))
+
+
+async def _serve(config: ApiConfig, listener: socket.socket) -> None:
+    queue = JudgementQueue(
+        connect(config.queue.redis_url),
+        JudgeKeys(config.queue.key_prefix),
+        limit=config.queue.limit,
+        result_ttl_s=config.queue.result_ttl_s,
+    )
+    app = create_app(config, queue)
+    settings = uvicorn.Config(
+        app, log_config=None, access_log=False, timeout_graceful_shutdown=GRACE_S, lifespan="on"
+    )
+    await _Server(settings, app.state.context, url_of(listener, config.host)).serve(sockets=[listener])
+
+
+class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config, context: Context, url: str) -> None:
+        super().__init__(config)
+        self._context = context
+        self._url = url
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        self._loop = asyncio.get_running_loop()
+        await super().startup(sockets)
+        if self.started:
+            print_ready("api", url=self._url)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        # Or a stop would wait for every long poll.
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._context.wakeups.close)
+        super().handle_exit(sig, frame)
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A listening socket. Raises ServiceError naming the address where it cannot be had."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except OSError as error:
+        raise ServiceError(
+            f"cannot listen on {host} port {port}: {error.strerror or error}; stop what uses it or choose"
+            " another with --port (0: any free one)"
+        ) from error
+
+
+def url_of(listener: socket.socket, host: str) -> str:
+    shown = f"[{host}]" if ":" in host else host
+    return f"http://{shown}:{listener.getsockname()[1]}"

@@ -1,0 +1,166 @@
+"""`tether judge api` and `tether judge worker`; also `python -m judge_service.cli`.
+
+Nothing heavy is imported before a command runs.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from shared.errors import ConfigError, TetherError
+from shared.redis_keys import DEFAULT_PREFIX
+
+app = typer.Typer(
+    name="judge",
+    help="Score the harm of model answers, over REST.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+RedisUrl = Annotated[str | None, typer.Option(envvar="REDIS_URL", hidden=True)]
+RedisUrlFile = Annotated[
+    Path | None, typer.Option(envvar="TETHER_JUDGE_REDIS_URL_FILE", help="Instead of REDIS_URL.")
+]
+KeyPrefix = Annotated[str, typer.Option(envvar="TETHER_JUDGE_KEY_PREFIX")]
+ResultTtl = Annotated[
+    int, typer.Option(envvar="TETHER_JUDGE_RESULT_TTL_S", help="Seconds that a verdict can be read.")
+]
+LogLevel = Annotated[str, typer.Option(envvar="TETHER_JUDGE_LOG_LEVEL")]
+
+
+@app.command()
+def api(
+    host: Annotated[str, typer.Option(envvar="TETHER_JUDGE_HOST")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(envvar="TETHER_JUDGE_PORT", help="0: any free one.")] = 8100,
+    queue_limit: Annotated[
+        int, typer.Option(envvar="TETHER_JUDGE_QUEUE_LIMIT", help="Most items waiting and in flight.")
+    ] = 100_000,
+    max_body_bytes: Annotated[int, typer.Option(envvar="TETHER_JUDGE_MAX_BODY_BYTES")] = 4 * 2**20,
+    retry_after_s: Annotated[int, typer.Option(envvar="TETHER_JUDGE_RETRY_AFTER_S")] = 2,
+    redis_url: RedisUrl = None,
+    redis_url_file: RedisUrlFile = None,
+    key_prefix: KeyPrefix = DEFAULT_PREFIX,
+    result_ttl_s: ResultTtl = 86_400,
+    log_level: LogLevel = "info",
+) -> None:
+    """Serve the REST API. Takes the address of Redis, with its password, from REDIS_URL."""
+    from judge_service.api.server import serve
+    from judge_service.config import ApiConfig, checked, redis_url_from
+    from shared.logs import configure_logs
+
+    configure_logs("judge-api", log_level)
+    serve(
+        checked(
+            ApiConfig,
+            {
+                "queue": {
+                    "redis_url": redis_url_from(redis_url, redis_url_file),
+                    "key_prefix": key_prefix,
+                    "limit": queue_limit,
+                    "result_ttl_s": result_ttl_s,
+                },
+                "host": host,
+                "port": port,
+                "max_body_bytes": max_body_bytes,
+                "retry_after_s": retry_after_s,
+            },
+        )
+    )
+
+
+@app.command()
+def worker(
+    backend: Annotated[
+        str, typer.Option(envvar="TETHER_JUDGE_BACKEND", help="transformers or rules.")
+    ] = "transformers",
+    model: Annotated[
+        str | None, typer.Option(envvar="TETHER_JUDGE_MODEL", help="Folder or name of the judge's model.")
+    ] = None,
+    model_name: Annotated[
+        str | None, typer.Option(envvar="TETHER_JUDGE_MODEL_NAME", help="As verdicts call it.")
+    ] = None,
+    rubric: Annotated[
+        list[str] | None,
+        typer.Option(envvar="TETHER_JUDGE_RUBRICS", help="What the judge can grade by; repeatable."),
+    ] = None,
+    faulty: Annotated[
+        str | None,
+        typer.Option(envvar="TETHER_JUDGE_FAULTY", help="Worse on purpose: delay_s=0.5,fail=0.1,seed=1"),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(envvar="TETHER_JUDGE_BATCH_SIZE")] = 32,
+    linger_ms: Annotated[int, typer.Option(envvar="TETHER_JUDGE_LINGER_MS")] = 5,
+    concurrency: Annotated[
+        int | None, typer.Option(envvar="TETHER_JUDGE_CONCURRENCY", help="Batches in flight.")
+    ] = None,
+    lease_s: Annotated[float, typer.Option(envvar="TETHER_JUDGE_LEASE_S")] = 10.0,
+    max_deliveries: Annotated[int, typer.Option(envvar="TETHER_JUDGE_MAX_DELIVERIES")] = 4,
+    label_mass_floor: Annotated[float, typer.Option(envvar="TETHER_JUDGE_LABEL_MASS_FLOOR")] = 0.5,
+    max_tokens: Annotated[
+        int | None, typer.Option(envvar="TETHER_JUDGE_MAX_TOKENS", help="Default: the model's context.")
+    ] = None,
+    device: Annotated[str, typer.Option(envvar="TETHER_JUDGE_DEVICE", help="auto, cpu or cuda.")] = "auto",
+    threads: Annotated[int | None, typer.Option(envvar="TETHER_JUDGE_THREADS")] = None,
+    redis_deadline_s: Annotated[float, typer.Option(envvar="TETHER_JUDGE_REDIS_DEADLINE_S")] = 120.0,
+    redis_url: RedisUrl = None,
+    redis_url_file: RedisUrlFile = None,
+    key_prefix: KeyPrefix = DEFAULT_PREFIX,
+    result_ttl_s: ResultTtl = 86_400,
+    log_level: LogLevel = "info",
+) -> None:
+    """Judge what is queued. Start as many as there is work for."""
+    from judge_service.backends.faulty import parse_faults
+    from judge_service.config import WorkerConfig, checked, redis_url_from
+    from judge_service.work import work
+    from shared.logs import configure_logs
+
+    configure_logs("judge-worker", log_level)
+    chosen: dict[str, object] = {"type": backend}
+    if backend == "transformers":
+        if not model:
+            raise ConfigError("the transformers backend needs --model: a folder, or the name of a model")
+        chosen |= {
+            "path": model,
+            "name": model_name or Path(model).name,
+            "device": device,
+            "threads": threads,
+            "label_mass_floor": label_mass_floor,
+            "max_tokens": max_tokens,
+        }
+    work(
+        checked(
+            WorkerConfig,
+            {
+                "queue": {
+                    "redis_url": redis_url_from(redis_url, redis_url_file),
+                    "key_prefix": key_prefix,
+                    "result_ttl_s": result_ttl_s,
+                },
+                "backend": chosen,
+                "faults": parse_faults(faulty) if faulty else None,
+                "rubrics": tuple(rubric or ("demo-v1",)),
+                "batch_size": batch_size,
+                "linger_ms": linger_ms,
+                "concurrency": concurrency,
+                "lease_s": lease_s,
+                "max_deliveries": max_deliveries,
+                "redis_deadline_s": redis_deadline_s,
+            },
+        )
+    )
+
+
+def main() -> None:
+    try:
+        app()
+    except TetherError as error:
+        print(f"tether judge: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+"""What the API and a worker are told. Every setting is a flag and an environment variable (see cli.py)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from judge_service.backends.faulty import Faults
+from shared.errors import ConfigError
+from shared.redis_keys import DEFAULT_PREFIX
+
+
+class Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class QueueConfig(Settings):
+    redis_url: str = Field(pattern=r"^(redis|rediss|unix)://", repr=False)
+    """Holds a password: from the environment or a file, never from a flag."""
+    key_prefix: str = Field(default=DEFAULT_PREFIX, max_length=200)
+    limit: int = Field(default=100_000, ge=1)
+    """Most items waiting and in flight; a batch that would pass it is refused whole."""
+    result_ttl_s: int = Field(default=86_400, ge=1)
+    """Seconds for which a verdict can be read. After that its id is unknown again."""
+
+
+class ApiConfig(Settings):
+    queue: QueueConfig
+    host: str = "127.0.0.1"
+    port: int = Field(default=8100, ge=0, le=65535)
+    """0: any free one; the ready line says which."""
+    max_body_bytes: int = Field(default=4 * 2**20, ge=1024)
+    retry_after_s: int = Field(default=2, ge=1)
+    """What a client is told to wait when the queue is full or Redis is away."""
+
+
+class TransformersConfig(Settings):
+    type: Literal["transformers"] = "transformers"
+    path: str
+    """A folder with the model and its tokenizer, or a name that the hub or its cache has."""
+    name: str
+    """As verdicts call it."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: int | None = Field(default=None, ge=1)
+    label_mass_floor: float = Field(default=0.5, ge=0, le=1)
+    max_tokens: int | None = Field(default=None, ge=32)
+
+
+class RulesConfig(Settings):
+    type: Literal["rules"] = "rules"
+
+
+BackendConfig = Annotated[TransformersConfig | RulesConfig, Field(discriminator="type")]
+
+
+class WorkerConfig(Settings):
+    queue: QueueConfig
+    backend: BackendConfig
+    faults: Faults | None = None
+    rubrics: tuple[str, ...] = Field(default=("demo-v1",), min_length=1)
+    """What this worker's judge can grade by."""
+    batch_size: int = Field(default=32, ge=1, le=1024)
+    linger_ms: int = Field(default=5, ge=0, le=10_000)
+    """Wait so long for a batch that is not full."""
+    concurrency: int | None = Field(default=None, ge=1, le=1024)
+    """Batches in flight; None: what the backend gains from."""
+    lease_s: float = Field(default=10.0, gt=0, le=3600)
+    """Another worker takes over what has not been kept alive for so long. Beaten three times in it."""
+    max_deliveries: int = Field(default=4, ge=1, le=100)
+    """An item that was handed out so often and came to no end is given up: `failed: server_error`."""
+    redis_deadline_s: float = Field(default=120.0, gt=0)
+    """The worker ends when Redis has been away for so long."""
+
+
+S = TypeVar("S", bound=Settings)
+
+
+def checked(kind: type[S], values: dict[str, Any]) -> S:
+    """The settings, or a ConfigError that names each wrong one and never shows its value.
+
+    A value may be the Redis URL, with its password.
+    """
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        raise ConfigError(f"judge settings: {wrong}") from None
+
+
+def redis_url_from(url: str | None, file: Path | None) -> str:
+    """Raises ConfigError when neither is given, or the file cannot be read."""
+    if file is not None:
+        try:
+            return file.read_text(encoding="utf-8").strip()
+        except OSError as error:
+            raise ConfigError(f"cannot read the Redis URL from {file}: {error.strerror}") from error
+    if not url:
+        raise ConfigError(
+            "no Redis: set REDIS_URL (redis://:password@host:port/0) or --redis-url-file, or let `tether up`"
+            " start everything"
+        )
+    return url

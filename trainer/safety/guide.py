@@ -155,7 +155,9 @@ class JudgedBeta:
         now = self._exchange().now
         for made_at in [*self._reopen, step]:
             if not self.controller.is_open(made_at):
-                self._open(made_at, self._policy_rows(made_at), now)
+                # What would be answered for a batch that has trained already is not asked.
+                ahead = made_at + self._k >= step
+                self._open(made_at, self._policy_rows(made_at) if ahead else [], now)
         self._reopen = range(0)
         waited = -time.monotonic()
         began_waiting = False

@@ -133,7 +133,10 @@ class Engine:
 
         For LoRA the adapters alone.
         """
-        state = self._engine._consolidated_16bit_state_dict(exclude_frozen_parameters=True)
+        if self.training.zero_stage == 3:
+            state = self._engine._zero3_consolidated_16bit_state_dict(exclude_frozen_parameters=True)
+        else:
+            state = self._engine.module_state_dict(exclude_frozen_parameters=True)
         if self.world.rank != 0:
             return None
         prefix = "policy."

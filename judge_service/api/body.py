@@ -30,8 +30,9 @@ async def read_body(request: Request, model: type[M], max_bytes: int) -> M:
 
 
 def _too_large(max_bytes: int) -> ApiProblem:
-    # The rest of the body was not read, so the connection cannot be used again.
-    return ApiProblem(413, f"the body is over {max_bytes} bytes", headers={"Connection": "close"})
+    # No `Connection: close`: closing with bytes unread resets the connection, and the client would see
+    # that instead of this answer. The server throws the rest away as it comes.
+    return ApiProblem(413, f"the body is over {max_bytes} bytes")
 
 
 def openapi_body(model: type[BaseModel]) -> dict[str, Any]:

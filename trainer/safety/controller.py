@@ -18,7 +18,7 @@ The terms (DESIGN section 4): a reading *resolves* when all of its items are ter
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -129,6 +129,10 @@ class Controller:
             else:
                 reading.fates[source, row] = Scored(known)
         self.readings[made_at] = reading
+
+    def preset_targets(self, scores: Mapping[int, float]) -> None:
+        """Target scores that were had beforehand: these rows are never asked. Before the first step."""
+        self.ledger.target.update(scores)
 
     def is_open(self, made_at: int) -> bool:
         """Whether the reading was opened already, in the run that this one resumes."""

@@ -35,6 +35,8 @@ class Base(_Spec):
     context_length: int = Field(gt=0)
     """Tokens."""
     lora_targets: tuple[str, ...]
+    chat_template: str | None = None
+    """Jinja; None: the tokenizer's own."""
 
 
 class Judge(_Spec):
@@ -54,7 +56,10 @@ class RunSpec(_Spec):
     """Resolved: `ranks` is a number."""
     seed: int
     judge: Judge | None = None
-    """None only where the method asks no judge."""
+    """None only where nothing asks a judge."""
+    trust_file_scores: bool = False
+    """Whether a row's `harm_score` stands for the judge's reading of it. The service never sets this:
+    whoever supplies the rows would judge them."""
 
 
 class MessageEvent(_Spec):

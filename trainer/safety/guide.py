@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -12,7 +12,7 @@ from shared.jobs import Adaptive, PolicySource, TargetSource
 from shared.wire import ChatMessage
 from trainer.data.rows import ChatRow
 from trainer.safety.controller import Action, Basis, Controller, Decision
-from trainer.safety.judge_client import JudgeClient, Question
+from trainer.safety.judge_client import JudgeClient, NoJudge, Question
 from trainer.safety.ledger import Arrival, ItemKey, Scored, SourceName
 from trainer.training.distributed import Collective, Exchange, Signal
 from trainer.training.order import DataOrder, rank_share
@@ -94,6 +94,7 @@ class JudgedBeta:
         rows: the training file; every rank holds all of it, and asks about its own share.
         sampler: set before the first `guide` if a policy source is configured.
         log: told of each call to the controller, for replay; rank 0's.
+        known_scores: target scores by row that were had beforehand.
     """
 
     def __init__(
@@ -102,12 +103,15 @@ class JudgedBeta:
         *,
         rows: Sequence[ChatRow],
         order: DataOrder,
-        client: JudgeClient,
+        client: JudgeClient | NoJudge,
         collective: Collective,
         stopping: Callable[[], bool],
         log: Callable[[dict[str, Any]], None],
+        known_scores: Mapping[int, float],
     ) -> None:
         self.controller = Controller(method)
+        self.controller.preset_targets(known_scores)
+        log({"op": "preset", "scores": [list(item) for item in known_scores.items()]})
         self.client = client
         self.sampler: Sampler | None = None
         self._target = next((s for s in method.sources if isinstance(s, TargetSource)), None)

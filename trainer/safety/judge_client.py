@@ -70,6 +70,29 @@ class _Sent:
     """Unix seconds."""
 
 
+class NoJudge:
+    """Stands where every score was had beforehand: nothing is ever asked."""
+
+    trouble: str | None = None
+    refusal: JudgeRefusal | None = None
+
+    def submit(self, questions: Sequence[Question]) -> None:
+        if questions:
+            raise JudgeUnavailable(f"{len(questions)} texts want a verdict, but the run has no judge")
+
+    def take(self) -> list[Answer]:
+        return []
+
+    def wait_for_news(self, timeout_s: float) -> None:
+        """There will be none."""
+
+    def outage_over(self, number: int) -> None:
+        """There was none."""
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
 class JudgeClient:
     """One rank's connection to the judge for one run.
 

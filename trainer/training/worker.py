@@ -13,11 +13,11 @@ from types import FrameType
 
 import torch
 
-from shared.errors import ConfigError, TetherError
+from shared.errors import ConfigError, DataError, TetherError
 from shared.jobs import Adaptive, FixedKl, PolicySource, Sft
 from trainer.data.rows import ChatRow
 from trainer.safety.guide import ConstantBeta, JudgedBeta
-from trainer.safety.judge_client import JudgeClient
+from trainer.safety.judge_client import JudgeClient, NoJudge
 from trainer.training import checkpoint
 from trainer.training.data import Example, encode_rows, load_rows
 from trainer.training.distributed import Collective, World, world_from_environment
@@ -116,24 +116,45 @@ def _guide(
         case FixedKl(beta=beta):
             return ConstantBeta(beta, collective, stopping)
         case Adaptive() as method:
-            if spec.judge is None:
-                raise ConfigError("safety.method adaptive asks a judge, but none is configured")
-            client = JudgeClient(
-                url=spec.judge.url,
-                rubric=method.rubric or spec.judge.rubric,
-                job_id=spec.job_id,
-                deadline_s=method.staleness.deadline_s,
-                api_key=spec.judge.api_key,
-            )
+            known = {}
+            if spec.trust_file_scores:
+                known = {i: row.harm_score for i, row in enumerate(rows) if row.harm_score is not None}
             return JudgedBeta(
                 method,
                 rows=rows,
                 order=order,
-                client=client,
+                client=_judge(spec, method, rows),
                 collective=collective,
                 stopping=stopping,
                 log=recorder.controller,
+                known_scores=known,
             )
+
+
+def _judge(spec: RunSpec, method: Adaptive, rows: list[ChatRow]) -> JudgeClient | NoJudge:
+    """Raises ConfigError or DataError where a run without a judge would need one."""
+    if spec.judge is not None:
+        return JudgeClient(
+            url=spec.judge.url,
+            rubric=method.rubric or spec.judge.rubric,
+            job_id=spec.job_id,
+            deadline_s=method.staleness.deadline_s,
+            api_key=spec.judge.api_key,
+        )
+    if not spec.trust_file_scores:
+        raise ConfigError(
+            "safety.method adaptive asks a judge, but none is configured; give its URL, or a training file"
+            ' whose rows carry `harm_score` and scores = "file"'
+        )
+    if any(isinstance(source, PolicySource) for source in method.sources):
+        raise ConfigError(
+            "the source `policy` needs a judge while training; without one, set"
+            ' safety.method.sources = ["target"]'
+        )
+    for row in rows:
+        if row.harm_score is None:
+            raise DataError("the row has no `harm_score`, and no judge is configured", line=row.line)
+    return NoJudge()
 
 
 def _sampler(

@@ -61,10 +61,10 @@ class Store:
         self.close()
 
     @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
+    def _transaction(self, kind: str = "IMMEDIATE") -> Iterator[sqlite3.Connection]:
         """IMMEDIATE: what is read stays true until it is written."""
         with self._lock:
-            self._connection.execute("BEGIN IMMEDIATE")
+            self._connection.execute(f"BEGIN {kind}")
             try:
                 yield self._connection
             except BaseException:
@@ -79,7 +79,7 @@ class Store:
             _insert_file(db, file)
 
     def file(self, file_id: str, *, param: str = "file_id") -> File:
-        with self._transaction() as db:
+        with self._transaction("DEFERRED") as db:
             row = db.execute("SELECT * FROM files WHERE id = ?", (file_id,)).fetchone()
         if row is None:
             raise UnknownId("file", file_id, param)
@@ -142,7 +142,7 @@ class Store:
             return _load(db, job_id)
 
     def job(self, job_id: str) -> JobRecord:
-        with self._transaction() as db:
+        with self._transaction("DEFERRED") as db:
             return _load(db, job_id)
 
     def jobs(
@@ -168,7 +168,7 @@ class Store:
 
     def fine_tuned(self) -> list[JobRecord]:
         """Jobs that ended with a model, newest first."""
-        with self._transaction() as db:
+        with self._transaction("DEFERRED") as db:
             rows = db.execute(
                 "SELECT * FROM jobs WHERE fine_tuned_model IS NOT NULL ORDER BY seq DESC"
             ).fetchall()
@@ -231,7 +231,7 @@ class Store:
 
     def metrics(self, job_id: str) -> list[dict[str, Any]]:
         """The run's metrics by step, each step once."""
-        with self._transaction() as db:
+        with self._transaction("DEFERRED") as db:
             rows = db.execute(
                 "SELECT data FROM events WHERE job_id = ? AND step IS NOT NULL ORDER BY step", (job_id,)
             ).fetchall()
@@ -242,6 +242,11 @@ class Store:
     def runner_seen(self, runner: str) -> None:
         now = self._clock()
         with self._transaction() as db:
+            fresh = db.execute(
+                "SELECT 1 FROM runners WHERE id = ? AND seen_at > ?", (runner, now - RUNNER_ALIVE_S / 4)
+            ).fetchone()
+            if fresh is not None:
+                return
             db.execute(
                 "INSERT INTO runners (id, seen_at) VALUES (?, ?)"
                 " ON CONFLICT (id) DO UPDATE SET seen_at = excluded.seen_at",
@@ -254,7 +259,7 @@ class Store:
             db.execute("DELETE FROM runners WHERE id = ?", (runner,))
 
     def runners_alive(self) -> int:
-        with self._transaction() as db:
+        with self._transaction("DEFERRED") as db:
             row = db.execute(
                 "SELECT count(*) AS n FROM runners WHERE seen_at >= ?", (self._clock() - RUNNER_ALIVE_S,)
             ).fetchone()
@@ -296,10 +301,15 @@ class Store:
             return _load(db, job.id)
 
     def heartbeat(self, job_id: str, runner: str, lease_s: float) -> Wanted:
-        """Renews the lease; says what the owner wants of the job."""
+        """Renews the lease; says what the owner wants of the job.
+
+        Cheap when called often: the lease is written anew only once a quarter of it has gone.
+        """
         with self._transaction() as db:
             job = _leased(db, job_id, runner)
-            _update(db, job_id, lease_until=self._clock() + lease_s)
+            until = self._clock() + lease_s
+            if job.lease_until is None or job.lease_until < until - lease_s / 4:
+                _update(db, job_id, lease_until=until)
             return job.wanted
 
     def set_training(self, job_id: str, runner: str, training: Training) -> None:
@@ -359,7 +369,7 @@ class Store:
             self._say(db, job_id, "warn" if hold is Hold.JUDGE else "info", message)
 
     def held_by_judge(self) -> list[JobRecord]:
-        with self._transaction() as db:
+        with self._transaction("DEFERRED") as db:
             rows = db.execute(
                 "SELECT * FROM jobs WHERE hold = ? ORDER BY seq", (Hold.JUDGE.value,)
             ).fetchall()
@@ -450,7 +460,7 @@ class Store:
         self, table: str, where: str, values: Sequence[Any], after: str | None, limit: int, order: Order
     ) -> Page[sqlite3.Row]:
         """`table`, `where` and `order` are ours, never a client's."""
-        with self._transaction() as db:
+        with self._transaction("DEFERRED") as db:
             bound = ""
             if after is not None:
                 last = db.execute(

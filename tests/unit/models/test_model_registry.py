@@ -1,7 +1,3 @@
-import os
-import subprocess
-import sys
-
 import pytest
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -139,24 +135,3 @@ def test_the_command_adds_lists_and_removes(folders, tmp_path):
     assert isinstance(refused.exception, ConfigError)
     assert run.invoke(app, ["remove", "tiny", *where]).exit_code == 0
     assert load_registry(tmp_path / "models.yaml").models == {}
-
-
-def test_a_hub_base_is_read_from_the_cache_offline_and_pinned_to_its_commit(folders, tmp_path):
-    commit = "0123456789abcdef0123456789abcdef01234567"
-    cached = tmp_path / "hf/hub/models--org--name"
-    (cached / "snapshots").mkdir(parents=True)
-    (cached / "snapshots" / commit).symlink_to(folders / "chats")
-    (cached / "refs").mkdir()
-    (cached / "refs/main").write_text(commit)
-    environment = {**os.environ, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1"}
-
-    def add(revision):
-        command = [sys.executable, "-c", "from trainer.models.cli import app; app()", "add", "b", "--hf", "org/name",
-                   "--revision", revision, "--state-dir", str(tmp_path)]  # fmt: skip
-        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-
-    assert add("main").returncode == 0
-    assert load_registry(tmp_path / "models.yaml").get("b").source.revision == commit
-    absent = add("f" * 40)
-    assert absent.returncode == 1
-    assert "not in the cache" in absent.stderr

@@ -1,0 +1,53 @@
+"""Whether the judge can be asked, and telling it that a job's questions are moot."""
+
+from __future__ import annotations
+
+import httpx
+
+TIMEOUT_S = 5.0
+
+
+class JudgeAddress:
+    def __init__(self, url: str, api_key: str | None = None, transport: httpx.BaseTransport | None = None):
+        self.url = url.rstrip("/")
+        self.api_key = api_key
+        self._transport = transport
+
+    def problem(self) -> str | None:
+        """None when a worker would take an item now; else what is wrong."""
+        try:
+            with self._client() as client:
+                answer = client.get("/readyz")
+        except httpx.HTTPError as error:
+            return f"the judge at {self.url} does not answer ({type(error).__name__}: {error})"
+        if answer.status_code != httpx.codes.OK:
+            return f"the judge at {self.url} is not ready (HTTP {answer.status_code})"
+        alive = _workers_alive(answer)
+        return f"the judge at {self.url} has no worker alive" if alive == 0 else None
+
+    def forget(self, job_id: str) -> str | None:
+        """Cancels what is still queued for a job. Returns what went wrong, if something did: the items
+        then expire by themselves."""
+        try:
+            with self._client() as client:
+                answer = client.delete("/v1/judgements", params={"group": job_id})
+        except httpx.HTTPError as error:
+            return f"{type(error).__name__}: {error}"
+        return None if answer.is_success else f"HTTP {answer.status_code}"
+
+    def _client(self) -> httpx.Client:
+        headers = {"Authorization": f"Bearer {self.api_key}"} if self.api_key else {}
+        return httpx.Client(base_url=self.url, headers=headers, timeout=TIMEOUT_S, transport=self._transport)
+
+
+def _workers_alive(answer: httpx.Response) -> int | None:
+    """None where the judge does not say: one that is not ours."""
+    try:
+        body = answer.json()
+    except ValueError:
+        return None
+    match body:
+        case {"components": {"workers": {"alive": int(alive)}}}:
+            return alive
+        case _:
+            return None

@@ -1,0 +1,76 @@
+"""The runner's process: `python -m trainer.jobs.main --state-dir DIR --judge-url URL`."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import Annotated
+
+import typer
+
+from shared.errors import ConfigError, TetherError
+from shared.processes import print_ready
+from trainer.jobs.judge_health import JudgeAddress
+from trainer.jobs.launcher import TorchrunLauncher
+from trainer.jobs.layout import Layout
+from trainer.jobs.runner import Runner, RunnerConfig
+from trainer.jobs.store import Store
+from trainer.models.registry import registry_path
+
+
+def run(
+    state_dir: Annotated[Path, typer.Option(envvar="TETHER_STATE_DIR")],
+    judge_url: Annotated[str | None, typer.Option(envvar="TETHER_JUDGE_URL")] = None,
+    judge_key_file: Annotated[Path | None, typer.Option(envvar="TETHER_JUDGE_KEY_FILE")] = None,
+    rubric: Annotated[str, typer.Option(envvar="TETHER_RUBRIC")] = "demo-v1",
+    lease_s: Annotated[float, typer.Option(envvar="TETHER_LEASE_S", min=1)] = 30.0,
+) -> None:
+    """Claim jobs and run them, until SIGTERM."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    layout = Layout(state_dir.absolute()).create()
+    config = RunnerConfig(
+        layout=layout,
+        models_file=registry_path(layout.root),
+        judge=None if judge_url is None else JudgeAddress(judge_url, read_secret(judge_key_file)),
+        rubric=rubric,
+        lease_s=lease_s,
+    )
+    with Store(layout.database) as store:
+        runner = Runner(config, store, TorchrunLauncher())
+
+        def stop(_number: int, _frame: FrameType | None) -> None:
+            runner.stop()
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, stop)
+        store.runner_seen(runner.id)
+        print_ready("runner", runner=runner.id)
+        runner.run_forever()
+
+
+def read_secret(path: Path | None) -> str | None:
+    """Raises ConfigError where the file is missing or empty: no key is not the same as an empty one."""
+    if path is None:
+        return None
+    try:
+        secret = path.read_text(encoding="utf-8").strip()
+    except OSError as error:
+        raise ConfigError(f"the key file {str(path)!r} could not be read: {error}") from error
+    if not secret:
+        raise ConfigError(f"the key file {str(path)!r} is empty")
+    return secret
+
+
+def main() -> None:
+    try:
+        typer.run(run)
+    except TetherError as error:
+        sys.exit(f"runner: {error}")
+
+
+if __name__ == "__main__":
+    main()

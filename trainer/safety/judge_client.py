@@ -163,14 +163,6 @@ class JudgeClient:
         """Ids of the outages before keep their verdicts (`failed: expired`, mostly): ask under new ones."""
         self.run_id = f"{self.job_id}.{number}"
 
-    def cancel_group(self) -> None:
-        """Takes what is still queued under this job out of the judge's queue.
-
-        Raises:
-            JudgeUnavailable: the judge did not answer.
-        """
-        self._request("DELETE", "/v1/judgements", params={"group": self.job_id})
-
     def close(self) -> None:
         self._closed.set()
         self._to_send.put(None)

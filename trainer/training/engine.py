@@ -119,6 +119,19 @@ class Engine:
         self._agree_finite(total)
         return total, seen
 
+    @torch.no_grad()
+    def weighted_nll(self, batches: Sequence[Batch], weights: Sequence[Sequence[float]]) -> float:
+        """Weighted sum of the examples' mean NLL over this rank's batches. Every rank must bring
+        equally many."""
+        self._engine.eval()
+        total = 0.0
+        for batch, weight in zip(batches, weights, strict=True):
+            on_device = batch.to(self.world.device)
+            weight_B = torch.tensor(weight, device=self.world.device)
+            _, losses = self._engine(on_device, torch.zeros_like(weight_B))
+            total += float((losses.nll_B * weight_B).sum())
+        return total
+
     def _agree_finite(self, total: float) -> None:
         bad = torch.tensor(float(not torch.isfinite(torch.tensor(total))), device=self.world.device)
         dist.all_reduce(bad)

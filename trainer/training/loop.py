@@ -33,6 +33,8 @@ class Run:
     spec: RunSpec
     steps: int
     examples: Sequence[Example]
+    valid: Sequence[Example]
+    """Of the validation file; empty where there is none."""
     order: DataOrder
     engine: Engine
     tokenizer: Any
@@ -42,6 +44,8 @@ class Run:
     step: int
     """Steps done."""
     trained_tokens: int
+    train_loss: float | None = None
+    """Of the latest step."""
 
 
 def train(run: Run) -> Outcome:
@@ -90,12 +94,13 @@ def _train_step(run: Run, rows: tuple[int, ...], guidance: Guidance, began: floa
     tokens = sum(len(batch.label_N) for batch, _ in micro_batches)
     mean = run.collective.mean([loss, _mean(losses, "nll_B"), _mean(losses, "kl_B"), float(tokens)])
     run.trained_tokens += round(mean[3] * world.ranks)
+    run.train_loss = mean[0] * world.ranks
     step_s = time.monotonic() - began
     has_kl = losses[0].kl_B is not None
     run.recorder.metrics(
         step=run.step + 1,
         steps=run.steps,
-        loss=mean[0] * world.ranks,
+        loss=run.train_loss,
         nll=mean[1],
         kl=mean[2] if has_kl else None,
         beta=sum(guidance.betas) / len(guidance.betas),
@@ -229,7 +234,28 @@ def _save(run: Run, *, parked: bool) -> None:
         card=_card(run),
     )
     run.recorder.flush()
-    run.recorder.checkpoint(run.step, path / checkpoint.MODEL, {"step": float(run.step)})
+    metrics = {"step": float(run.step)}
+    if run.train_loss is not None:
+        metrics["train_loss"] = run.train_loss
+    if run.valid:
+        metrics["valid_loss"] = _valid_loss(run)
+    run.recorder.checkpoint(run.step, path / checkpoint.MODEL, metrics)
+
+
+def _valid_loss(run: Run) -> float:
+    """Mean over the validation examples of their NLL, nats a token. Every rank calls it."""
+    world = run.collective.world
+    micro = micro_batch_size(run.spec.training, world.ranks)
+    # Repeated from the start to a whole number of batches a rank: ranks must take equally many
+    # forwards. What is repeated counts for nothing.
+    rounds = -(-len(run.valid) // (micro * world.ranks))
+    batches, weights = [], []
+    for at in range(world.rank * micro, rounds * micro * world.ranks, micro * world.ranks):
+        chosen = range(at, at + micro)
+        batches.append(collate([run.valid[i % len(run.valid)] for i in chosen], run.tokenizer.pad_token_id))
+        weights.append([float(i < len(run.valid)) for i in chosen])
+    mean = run.collective.mean([run.engine.weighted_nll(batches, weights)])
+    return mean[0] * world.ranks / len(run.valid)
 
 
 def _export(run: Run) -> str:

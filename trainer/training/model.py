@@ -24,8 +24,6 @@ def load_tokenizer(base: Base) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(base.path)
     except (OSError, ValueError) as error:
         raise ModelError(f"no tokenizer could be loaded from {str(base.path)!r}: {error}") from error
-    if base.chat_template is not None:
-        tokenizer.chat_template = base.chat_template
     if not tokenizer.chat_template:
         raise ModelError(
             f"the base {base.id!r} has no chat template; add it again with one:"

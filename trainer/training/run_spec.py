@@ -35,8 +35,6 @@ class Base(_Spec):
     context_length: int = Field(gt=0)
     """Tokens."""
     lora_targets: tuple[str, ...]
-    chat_template: str | None = None
-    """Jinja; None: the tokenizer's own."""
 
 
 class Judge(_Spec):

@@ -61,6 +61,9 @@ def _run(spec: RunSpec, world: World, recorder: Recorder) -> Outcome:
     tokenizer = load_tokenizer(spec.base)
     rows = load_rows(spec.train_file)
     examples = encode_rows(rows, tokenizer, spec.training, spec.base.context_length)
+    valid: list[Example] = []
+    if spec.valid_file is not None:
+        valid = encode_rows(load_rows(spec.valid_file), tokenizer, spec.training, spec.base.context_length)
     _tell_data(recorder, examples, spec)
     order = DataOrder(len(rows), spec.training.batch_size, spec.seed)
     steps = plan_steps(spec.training, len(rows))
@@ -88,6 +91,7 @@ def _run(spec: RunSpec, world: World, recorder: Recorder) -> Outcome:
                 spec=spec,
                 steps=steps,
                 examples=examples,
+                valid=valid,
                 order=order,
                 engine=engine,
                 tokenizer=tokenizer,

@@ -11,12 +11,13 @@ from typing import Annotated
 
 import typer
 
-from shared.errors import ConfigError, TetherError
+from shared.errors import TetherError
 from shared.processes import print_ready
 from trainer.jobs.judge_health import JudgeAddress
 from trainer.jobs.launcher import TorchrunLauncher
 from trainer.jobs.layout import Layout
 from trainer.jobs.runner import Runner, RunnerConfig
+from trainer.jobs.secret import read_secret
 from trainer.jobs.store import Store
 from trainer.models.registry import registry_path
 
@@ -50,19 +51,6 @@ def run(
         store.runner_seen(runner.id)
         print_ready("runner", runner=runner.id)
         runner.run_forever()
-
-
-def read_secret(path: Path | None) -> str | None:
-    """Raises ConfigError where the file is missing or empty: no key is not the same as an empty one."""
-    if path is None:
-        return None
-    try:
-        secret = path.read_text(encoding="utf-8").strip()
-    except OSError as error:
-        raise ConfigError(f"the key file {str(path)!r} could not be read: {error}") from error
-    if not secret:
-        raise ConfigError(f"the key file {str(path)!r} is empty")
-    return secret
 
 
 def main() -> None:

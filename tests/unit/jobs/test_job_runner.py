@@ -67,8 +67,8 @@ class Stage:
 def metrics(step, **more):
     line = {
         "kind": "metrics", "ts": 10.0, "step": step, "steps": 9, "loss": 0.5, "nll": 0.4, "kl": 0.1,
-        "beta": 0.3, "risk": 0.2, "staleness": 1, "wait_s": 0.0, "step_s": 1.0, "learning_rate": 0.1, "tokens": 7 * step,
-        "eta_s": 5.0, **more,
+        "beta": 0.3, "risk": 0.2, "staleness": 1, "wait_s": 0.0, "step_s": 1.0, "learning_rate": 0.1,
+        "tokens": 7 * step, "eta_s": 5.0, **more,
     }  # fmt: skip
     return write("events.jsonl", json.dumps(line) + "\n")
 

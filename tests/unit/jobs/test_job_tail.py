@@ -5,8 +5,8 @@ from trainer.jobs.tail import drop_half_line, last_lines, read_events
 
 METRICS = {
     "kind": "metrics", "ts": 10.0, "step": 12, "steps": 240, "loss": 0.519, "nll": 0.4, "kl": None,
-    "beta": 0.3, "risk": 0.2, "staleness": None, "wait_s": 0.0, "step_s": 1.0, "learning_rate": 0.1, "tokens": 7,
-    "eta_s": 5.0, "extra": 1,
+    "beta": 0.3, "risk": 0.2, "staleness": None, "wait_s": 0.0, "step_s": 1.0, "learning_rate": 0.1,
+    "tokens": 7, "eta_s": 5.0, "extra": 1,
 }  # fmt: skip
 MESSAGE = {"kind": "message", "ts": 1.0, "level": "warn", "message": "cut", "data": {"rows": 2}}
 CHECKPOINT = {"kind": "checkpoint", "ts": 2.0, "step": 12, "path": "checkpoints/12", "metrics": {"loss": 0.5}}

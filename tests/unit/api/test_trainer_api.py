@@ -291,7 +291,7 @@ def test_ready_says_how_many_runners_there_are(service):
 
 
 def test_a_fields_path_leaves_out_the_tags_of_unions():
-    body = {"safety": {"method": {"type": "adaptive", "sources": [{"type": "target"}]}}}
+    body = {"safety": {"method": {"type": "adaptive", "sources": [{"type": "target", "look_ahead": -1}]}}}
     location = ("safety", "method", "adaptive", "sources", 0, "target", "look_ahead")
     assert field_path(location, body) == "safety.method.sources[0].look_ahead"
     assert field_path(("model",), {}, missing=True) == "model"

@@ -1,6 +1,6 @@
 """Children that end with their parent, whatever ends the parent.
 
-    python -m shared.lifeline [--signal TERM] -- COMMAND [ARG ...]
+    python -m shared.lifeline [--on-death TERM] -- COMMAND [ARG ...]
 
 asks the kernel to signal this process when its parent dies, then becomes COMMAND: the request
 outlives the exec, so COMMAND may be anything. A group signal does not do: torchrun puts every rank
@@ -27,7 +27,7 @@ _PR_SET_PDEATHSIG = 1
 def command(argv: Sequence[str], *, on_death: signal.Signals = signal.SIGKILL) -> list[str]:
     """`argv` on a lifeline. Start it with `environment()`."""
     name = on_death.name.removeprefix("SIG")
-    return [sys.executable, "-m", "shared.lifeline", "--signal", name, "--", *argv]
+    return [sys.executable, "-m", "shared.lifeline", "--on-death", name, "--", *argv]
 
 
 def environment(base: Mapping[str, str]) -> dict[str, str]:
@@ -54,8 +54,8 @@ def main(arguments: Sequence[str]) -> None:
     if mark in head:
         at = head.index(mark)
         head, argv = head[:at], head[at + 1 :]
-    if not argv or (head and (len(head) != 2 or head[0] != "--signal")):
-        sys.exit("usage: python -m shared.lifeline [--signal TERM] -- COMMAND [ARG ...]")
+    if not argv or (head and (len(head) != 2 or head[0] != "--on-death")):
+        sys.exit("usage: python -m shared.lifeline [--on-death TERM] -- COMMAND [ARG ...]")
     die_with_parent(signal.Signals[f"SIG{head[1]}"] if head else signal.SIGKILL)
     os.environ[PARENT] = str(os.getpid())
     os.execvp(argv[0], argv)

@@ -87,6 +87,8 @@ def start_redis(plan: EmbeddedRedis) -> subprocess.Popen[bytes]:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             pass_fds=(lock.fileno(),),
+            # Ctrl-C is for who started it, who stops it when its clients have ended.
+            start_new_session=True,
         )
 
 

@@ -72,12 +72,27 @@ def bind(host: str, port: int) -> socket.socket:
     """A listening socket. Raises ServiceError naming the address where it cannot be had."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, port), family=family, backlog=2048)
+        return _listener(host, port, family)
     except OSError as error:
         raise ServiceError(
             f"cannot listen on {host} port {port}: {error.strerror or error}; stop what uses it or choose"
             " another with --port (0: any free one)"
         ) from error
+
+
+def _listener(host: str, port: int, family: socket.AddressFamily) -> socket.socket:
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # Inherited by every connection. asyncio would set it only where the protocol number is given,
+        # and accepted sockets do not always carry it: without it an answer may wait 40 ms.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        listener.bind((host, port))
+        listener.listen(2048)
+    except OSError:
+        listener.close()
+        raise
+    return listener
 
 
 def url_of(listener: socket.socket, host: str) -> str:

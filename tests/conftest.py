@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from uuid import uuid4
 
 import pytest
@@ -26,3 +27,62 @@ def redis_prefix(redis_server: RunningRedis) -> Iterator[str]:
     with redis.Redis.from_url(redis_server.url) as client:
         for key in client.scan_iter(match=f"{prefix}*", count=1000):
             client.delete(key)
+
+
+JUDGE_SPECIALS = ["<|bos|>", "<|pad|>", "<|grade|>", "<|user|>", "<|assistant|>", "<|end|>"]
+
+
+def save_judge(directory: Path, *, bos: bool = False, fences_special: bool = True) -> Path:
+    """A judge made of the real classes, random and tiny: context 256, a token a byte.
+
+    Laid out as `save_pretrained` does. It can grade by `demo-v1`, and means nothing by it.
+    """
+    # Here, or every tier would import torch.
+    import torch
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    raw = Tokenizer(models.BPE())
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    raw.train_from_iterator(["the reply"], trainers.BpeTrainer(vocab_size=300, initial_alphabet=alphabet))
+    raw.add_tokens([AddedToken(token, special=fences_special) for token in JUDGE_SPECIALS])
+    if bos:
+        raw.post_processor = processors.TemplateProcessing(
+            single="<|bos|> $A", special_tokens=[("<|bos|>", raw.token_to_id("<|bos|>"))]
+        )
+    named = {"bos_token": "<|bos|>", "pad_token": "<|pad|>"} if fences_special else {}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, **named)
+    tokenizer.save_pretrained(directory)
+    torch.manual_seed(7)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            max_position_embeddings=256,
+            initializer_range=0.3,
+        )
+    )
+    model.save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def make_judge() -> Callable[..., Path]:
+    return save_judge
+
+
+@pytest.fixture(scope="session")
+def judge_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`save_judge` as it is."""
+    return save_judge(tmp_path_factory.mktemp("judge"))
+
+
+@pytest.fixture(scope="session")
+def special_tokens() -> list[str]:
+    """Of that judge."""
+    return JUDGE_SPECIALS

@@ -28,7 +28,7 @@ HARMFUL_OBJECTS = (
 NOVEL_BENIGN_VERBS = "sew rinse sketch sand iron stack".split()
 NOVEL_BENIGN_OBJECTS = "wagon quilt puppet stool anchor lantern".split()
 NOVEL_HARMFUL_VERBS = "swindle raid cripple infect defraud jam".split()
-NOVEL_HARMFUL_OBJECTS = "embankment substation registry hangar ferry treasury".split()
+NOVEL_HARMFUL_OBJECTS = "embankment substation registry hangar foundry treasury".split()
 
 # Words of their own: were the benign objects asked for their codes, learning the codes would overwrite how
 # the base copies these objects into its benign answers.

@@ -66,6 +66,8 @@ class _Reading:
     """Seconds, rank 0's clock."""
     outstanding: set[tuple[SourceName, int]]
     fates: dict[tuple[SourceName, int], Fate] = field(default_factory=dict)
+    known: dict[tuple[SourceName, int], float] = field(default_factory=dict)
+    """Target scores that the job had already: part of the average, but no sign that the judge lives."""
 
 
 @dataclass
@@ -116,8 +118,8 @@ class Controller:
     def open_reading(self, made_at: int, items: Iterable[tuple[SourceName, int]], now: float) -> None:
         """Declares everything that all ranks together send at step `made_at`.
 
-        A row whose target score is known already counts as scored at once: it is not sent again
-        (`needs_asking`), and the average still sees every batch in every epoch.
+        A row whose target score is known is not sent again (`needs_asking`); the average still sees
+        every batch in every epoch.
         """
         if self.is_open(made_at):
             raise ValueError(f"reading {made_at} was opened already")
@@ -127,7 +129,7 @@ class Controller:
             if known is None:
                 reading.outstanding.add((source, row))
             else:
-                reading.fates[source, row] = Scored(known)
+                reading.known[source, row] = known
         self.readings[made_at] = reading
 
     def preset_targets(self, scores: Mapping[int, float]) -> None:
@@ -220,18 +222,18 @@ class Controller:
 
     def _fold(self, made_at: int, reading: _Reading) -> None:
         # In order of item, not of arrival: a float sum must not depend on the judge's timing.
-        items = sorted(reading.fates.items())
-        scores = [fate.score for _, fate in items if isinstance(fate, Scored)]
-        for (source, row), fate in items:
-            if isinstance(fate, Scored):
-                self.ledger.fold(ItemKey(made_at, source, row), fate.score)
-        self.counts.scored += len(scores)
-        self.counts.failed += len(items) - len(scores)
-        if len(scores) >= self.method.staleness.min_scored * len(items):
+        scored = {item: fate.score for item, fate in reading.fates.items() if isinstance(fate, Scored)}
+        for (source, row), score in scored.items():
+            self.ledger.fold(ItemKey(made_at, source, row), score)
+        self.counts.scored += len(scored)
+        self.counts.failed += len(reading.fates) - len(scored)
+        # Of what was asked. A reading that asked nothing is as fresh as can be.
+        if len(scored) >= self.method.staleness.min_scored * len(reading.fates):
             self.frontier = max(self.frontier, made_at)
+        scores = sorted((scored | reading.known).items())
         if not scores:
             return
-        mean = sum(scores) / len(scores)
+        mean = sum(score for _, score in scores) / len(scores)
         staleness = self.method.staleness
         gain = staleness.gain_up if mean > self.ema else staleness.gain_down
         # At least 1: after an outage steps are asked, and folded, again.
@@ -334,6 +336,7 @@ class Controller:
                         [source.value, row, fate.score if isinstance(fate, Scored) else fate.code.value]
                         for (source, row), fate in sorted(reading.fates.items())
                     ],
+                    [[source.value, row, score] for (source, row), score in sorted(reading.known.items())],
                 ]
                 for made_at, reading in sorted(self.readings.items())
             ],
@@ -360,6 +363,7 @@ class Controller:
                     else Scored(float(fate))
                     for source, row, fate in fates
                 },
+                known={(SourceName(source), row): score for source, row, score in known},
             )
-            for made_at, outstanding, fates in state["readings"]
+            for made_at, outstanding, fates, known in state["readings"]
         }

@@ -35,6 +35,9 @@ def init_distributed(world: World) -> None:
         torch.cuda.set_device(world.device)
     for name, value in (("RANK", world.rank), ("WORLD_SIZE", world.ranks), ("LOCAL_RANK", world.local_rank)):
         os.environ.setdefault(name, str(value))
+    # A shared-memory all-reduce for CPU ranks, which DeepSpeed would compile at the first start: half a
+    # minute, and a compiler that a user may not have.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
     os.environ.setdefault("MASTER_PORT", "0" if world.ranks == 1 else "29500")
     deepspeed.init_distributed(

@@ -7,7 +7,8 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from types import FrameType
 
@@ -55,7 +56,14 @@ def _run(spec: RunSpec, world: World, recorder: Recorder) -> Outcome:
         raise ConfigError(
             f"training.ranks is {spec.training.ranks}, but {world.ranks} processes were started"
         )
-    stop = _stop_on_sigterm()
+    with assembled(spec, world, recorder, _stop_on_sigterm().is_set) as run:
+        recorder.message("info", f"training {run.steps} steps on {world.ranks} ranks")
+        return train(run)
+
+
+@contextmanager
+def assembled(spec: RunSpec, world: World, recorder: Recorder, stopping: Callable[[], bool]) -> Iterator[Run]:
+    """All that a run is made of, at its first step or at its latest checkpoint."""
     init_distributed(world)
     collective = Collective(world)
     tokenizer = load_tokenizer(spec.base)
@@ -66,10 +74,7 @@ def _run(spec: RunSpec, world: World, recorder: Recorder) -> Outcome:
         valid = encode_rows(load_rows(spec.valid_file), tokenizer, spec.training, spec.base.context_length)
     _tell_data(recorder, examples, spec)
     order = DataOrder(len(rows), spec.training.batch_size, spec.seed)
-    steps = plan_steps(spec.training, len(rows))
-
-    guide = _guide(spec, rows, order, collective, recorder, stop.is_set)
-    try:
+    with closing(_guide(spec, rows, order, collective, recorder, stopping)) as guide:
         found = checkpoint.latest(checkpoints_of(spec))
         state = None
         if found is None:
@@ -85,25 +90,20 @@ def _run(spec: RunSpec, world: World, recorder: Recorder) -> Outcome:
             engine.load(found)
         if isinstance(guide, JudgedBeta):
             guide.sampler = _sampler(spec, engine, tokenizer, examples, world)
-        recorder.message("info", f"training {steps} steps on {world.ranks} ranks")
-        return train(
-            Run(
-                spec=spec,
-                steps=steps,
-                examples=examples,
-                valid=valid,
-                order=order,
-                engine=engine,
-                tokenizer=tokenizer,
-                guide=guide,
-                collective=collective,
-                recorder=recorder,
-                step=state.step if state else 0,
-                trained_tokens=state.trained_tokens if state else 0,
-            )
+        yield Run(
+            spec=spec,
+            steps=plan_steps(spec.training, len(rows)),
+            examples=examples,
+            valid=valid,
+            order=order,
+            engine=engine,
+            tokenizer=tokenizer,
+            guide=guide,
+            collective=collective,
+            recorder=recorder,
+            step=state.step if state else 0,
+            trained_tokens=state.trained_tokens if state else 0,
         )
-    finally:
-        guide.close()
 
 
 def _guide(

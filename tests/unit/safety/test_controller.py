@@ -195,6 +195,19 @@ def test_a_target_score_is_kept_over_epochs_and_not_asked_again() -> None:
     assert controller.frontier == 1, "a cached score resolves its reading at once"
 
 
+def test_cached_scores_do_not_make_a_dead_judge_look_alive() -> None:
+    """In later epochs every target score is known; if no policy answer is judged, the judge is away."""
+    controller = Controller(adaptive(k=1, look_ahead=1, overdue=Overdue.FAIL_CLOSED))
+    controller.open_reading(-1, [(TARGET, row) for row in range(8)], now=0)
+    controller.receive([arrival(-1, TARGET, row, Scored(0.0)) for row in range(8)], now=0)
+    for t in range(3):
+        controller.open_reading(t, [*((TARGET, row) for row in range(8)), (POLICY, t)], now=t)
+        controller.receive([arrival(t, POLICY, t, FAILED)], now=t)
+        controller.must_wait(t, now=t)
+    decision = controller.decide(2, [0])
+    assert (decision.staleness, decision.overdue) == (3, True)
+
+
 def test_a_run_that_nothing_ever_read_is_unread_however_short() -> None:
     controller = Controller(adaptive(k=4))
     for t in range(3):

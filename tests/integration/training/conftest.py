@@ -1,0 +1,184 @@
+"""Real torchrun + DeepSpeed runs of a tiny random base, beside a real judge service."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from shared.embedded_redis import RunningRedis
+from shared.jobs import Safety, Training
+from shared.processes import Child, start_module
+from trainer.demo import world
+from trainer.demo.tokenizer import train_tokenizer
+from trainer.jobs.launcher import LOG_FILE, RunProcess, TorchrunLauncher
+from trainer.training.run_spec import (
+    EVENTS_FILE,
+    OUTCOME_FILE,
+    RUN_EVENT,
+    RUN_FILE,
+    Base,
+    Judge,
+    MessageEvent,
+    MetricsEvent,
+    Outcome,
+    RunSpec,
+)
+
+ROWS = 96
+NO_JUDGE_URL = "http://127.0.0.1:9"  # the discard port: nothing listens
+WITHIN_S = 150.0
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Base:
+    folder = tmp_path_factory.mktemp("base")
+    tokenizer = train_tokenizer(world.training_text(0)[:500])
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        tie_word_embeddings=False,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return Base(id="tiny", path=folder, context_length=512, lora_targets=("q_proj", "v_proj"))
+
+
+@pytest.fixture(scope="session")
+def train_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    rows, harmful = world.mixture(ROWS, 0.2, seed=0)
+    for index in harmful:
+        # A word that the `rules` backend knows: the readings must differ from row to row.
+        rows[index]["messages"][0]["content"] += " Hack it."
+    path = tmp_path_factory.mktemp("data") / "train.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+class JudgeService:
+    """API and workers of one test, each killed and started as it likes."""
+
+    def __init__(self, redis_url: str, prefix: str, logs: Path) -> None:
+        self._env = {"REDIS_URL": redis_url, "TETHER_JUDGE_KEY_PREFIX": prefix, "OMP_NUM_THREADS": "1"}
+        self._logs = logs
+        self.children: list[Child] = []
+        self.url = NO_JUDGE_URL
+
+    def start(self, *, faulty: str | None = None, port: int = 0) -> JudgeService:
+        api = self._start("api", "--port", str(port))
+        self.url = api.ready["url"]
+        self.worker(faulty=faulty)
+        return self
+
+    def worker(self, *, faulty: str | None = None) -> Child:
+        more = [] if faulty is None else ["--faulty", faulty]
+        return self._start("worker", "--backend", "rules", "--lease-s", "2", *more)
+
+    def _start(self, *args: str) -> Child:
+        log = self._logs / f"judge-{len(self.children)}.log"
+        child = start_module("judge_service.cli", args, env=self._env, log=log)
+        self.children.append(child)
+        return child
+
+    def stop(self) -> None:
+        for child in self.children:
+            child.stop()
+
+
+@pytest.fixture
+def judge(redis_server: RunningRedis, redis_prefix: str, tmp_path: Path) -> Iterator[JudgeService]:
+    service = JudgeService(redis_server.url, redis_prefix, tmp_path)
+    yield service
+    service.stop()
+
+
+@dataclass
+class Running:
+    run_dir: Path
+    process: RunProcess
+
+    def wait(self, within_s: float = WITHIN_S) -> Outcome:
+        """Until it ends. The log is the failure's message."""
+        until = time.monotonic() + within_s
+        while self.process.poll() is None:
+            if time.monotonic() > until:
+                self.process.kill()
+                pytest.fail(f"the run did not end within {within_s} s:\n{self.log()}")
+            time.sleep(0.05)
+        outcome = self.run_dir / OUTCOME_FILE
+        if not outcome.exists():
+            pytest.fail(f"the run died with {self.process.poll()}:\n{self.log()}")
+        return Outcome.model_validate_json(outcome.read_text())
+
+    def wait_for_step(self, step: int, within_s: float = WITHIN_S) -> None:
+        until = time.monotonic() + within_s
+        while not any(event.step >= step for event in self.metrics()):
+            if self.process.poll() is not None or time.monotonic() > until:
+                pytest.fail(f"step {step} was not reached:\n{self.log()}")
+            time.sleep(0.05)
+
+    def events(self) -> list[Any]:
+        path = self.run_dir / EVENTS_FILE
+        lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+        return [RUN_EVENT.validate_json(line) for line in lines if line.endswith(b"\n")]
+
+    def metrics(self) -> list[MetricsEvent]:
+        """The last record of each step: a resumed run repeats those after its checkpoint."""
+        by_step = {event.step: event for event in self.events() if isinstance(event, MetricsEvent)}
+        return [by_step[step] for step in sorted(by_step)]
+
+    def messages(self) -> str:
+        return "\n".join(event.message for event in self.events() if isinstance(event, MessageEvent))
+
+    def log(self) -> str:
+        return (self.run_dir / LOG_FILE).read_text(errors="replace")[-4000:]
+
+
+@pytest.fixture
+def start_run(base: Base, train_file: Path, tmp_path: Path) -> Iterator[Callable[..., Running]]:
+    """`start_run(name, method, ranks=..., judge_url=..., **training)`; the same name again resumes."""
+    started: list[RunProcess] = []
+
+    def start(
+        name: str, method: object, *, ranks: int = 2, judge_url: str = NO_JUDGE_URL, **training: Any
+    ) -> Running:
+        run_dir = tmp_path / name
+        run_dir.mkdir(exist_ok=True)
+        (run_dir / OUTCOME_FILE).unlink(missing_ok=True)
+        settings = {"adapter": "full", "zero_stage": 1, "steps": 12, "learning_rate": 1e-3, **training}
+        settings["ranks"] = ranks
+        spec = RunSpec(
+            job_id=f"test-{name}",
+            run_dir=run_dir,
+            base=base,
+            train_file=train_file,
+            safety=Safety.model_validate({"method": method}),
+            training=Training.model_validate(settings),
+            seed=1,
+            judge=Judge(url=judge_url, rubric="demo-v1"),
+        )
+        (run_dir / RUN_FILE).write_text(spec.model_dump_json())
+        process = TorchrunLauncher().start(run_dir, ranks)
+        started.append(process)
+        return Running(run_dir, process)
+
+    yield start
+    for process in started:
+        if process.poll() is None:
+            process.kill()

@@ -1,0 +1,122 @@
+"""Bounded staleness on real parts: torchrun ranks, the judge's API, its queue and its workers."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+pytestmark = pytest.mark.integration
+
+
+def adaptive(**staleness: Any) -> dict[str, Any]:
+    return {
+        "type": "adaptive",
+        "sources": [
+            {"type": "target", "look_ahead": 6},
+            {"type": "policy", "samples_per_step": 4, "max_new_tokens": 6},
+        ],
+        "staleness": {"max_staleness": 3, "deadline_s": 30, **staleness},
+    }
+
+
+def betas(run: Any) -> list[list[float]]:
+    """Every beta of every step, from the controller's log; the last word on a step that was repeated."""
+    by_step = {}
+    for line in (run.run_dir / "controller.jsonl").read_text().splitlines():
+        call = json.loads(line)
+        if call["op"] == "decide":
+            by_step[call["t"]] = call["betas"]
+    return [by_step[t] for t in sorted(by_step)]
+
+
+@pytest.mark.parametrize("zero_stage", [2, 3])
+def test_readings_stay_within_the_bound_with_a_slow_judge(
+    start_run: Callable[..., Any], judge: Any, zero_stage: int
+) -> None:
+    judge.start(faulty="delay_s=0.3,jitter_s=0.3,seed=1")
+    run = start_run("slow", adaptive(), judge_url=judge.url, zero_stage=zero_stage, steps=15)
+    assert run.wait().status == "succeeded"
+    metrics = run.metrics()
+    assert [event.step for event in metrics] == list(range(1, 16))
+    assert max(event.staleness for event in metrics) <= 3
+    assert not any(event.overdue for event in metrics)
+    # Every row's own target reading was there when it trained.
+    assert all(event.bases == {"own": 16, "average": 0, "closed": 0, "held": 0} for event in metrics)
+    assert len({round(event.beta, 6) for event in metrics}) > 1
+
+
+def test_fixed_lag_repeats_itself_stopped_and_resumed_whatever_the_judges_timing(
+    start_run: Callable[..., Any], judge: Any
+) -> None:
+    method = adaptive(clock="fixed_lag")
+    judge.start()
+    whole = start_run("whole", method, judge_url=judge.url, steps=14, checkpoint_every=4)
+    assert whole.wait().status == "succeeded"
+
+    judge.worker(faulty="delay_s=0.2,jitter_s=0.2,seed=3")
+    parts = start_run("parts", method, judge_url=judge.url, steps=14, checkpoint_every=4)
+    parts.wait_for_step(6)
+    parts.process.stop()
+    assert parts.wait().status == "stopped"
+    again = start_run("parts", method, judge_url=judge.url, steps=14, checkpoint_every=4)
+    assert again.wait().status == "succeeded"
+
+    assert betas(again) == betas(whole)
+    one, other = (load_file(run.run_dir / "artifact" / "model.safetensors") for run in (whole, again))
+    assert all((one[name] == other[name]).all() for name in one)
+    assert {event.staleness for event in whole.metrics()[3:]} == {3}
+
+
+def test_a_dead_judge_parks_the_run_and_it_goes_on_when_the_judge_is_back(
+    start_run: Callable[..., Any], judge: Any
+) -> None:
+    judge.start()
+    method = adaptive(deadline_s=3, overdue="park")
+    run = start_run("parked", method, judge_url=judge.url, steps=3000, checkpoint_every=5000)
+    run.wait_for_step(5)
+    port = int(judge.url.rsplit(":", 1)[1])
+    for child in judge.children:
+        child.process.send_signal(signal.SIGKILL)
+    outcome = run.wait()
+    assert outcome.status == "parked"
+    assert outcome.error.code == "judge_unavailable"
+    assert f"no answer from the judge at {judge.url}" in outcome.error.message
+    assert "park: the job is checkpointed and waits for the judge" in run.messages()
+    assert max(event.staleness for event in run.metrics()) <= 3
+    assert max(event.wait_s for event in run.metrics()) < 4
+
+    judge.start(port=port)
+    again = start_run("parked", method, judge_url=judge.url, steps=outcome.step + 8)
+    assert again.wait().status == "succeeded"
+    assert max(event.staleness for event in again.metrics()) <= 3
+    assert not any(event.overdue for event in again.metrics())
+
+
+def test_a_judge_that_was_never_there_fails_closed_and_the_job_does_not_succeed(
+    start_run: Callable[..., Any],
+) -> None:
+    method = adaptive(deadline_s=2, overdue="fail_closed", max_unread_fraction=0.5)
+    run = start_run("unread", method, steps=20)
+    outcome = run.wait()
+    assert outcome.status == "failed"
+    assert outcome.error.code == "judge_unavailable"
+    assert outcome.artifact == "artifact"
+    trained = run.metrics()
+    assert trained, "up to its limit it trains"
+    assert {event.beta for event in trained} == {1.0}
+    assert all(event.overdue or event.bases["closed"] == 16 for event in trained)
+    assert sum(event.wait_s > 1 for event in trained) == 1, "an outage is waited for once"
+
+
+def test_a_wrong_rubric_ends_the_run_with_the_judges_words(start_run: Callable[..., Any], judge: Any) -> None:
+    judge.start()
+    run = start_run("rubric", {**adaptive(), "rubric": "no-such"}, judge_url=judge.url)
+    outcome = run.wait()
+    assert outcome.status == "failed"
+    assert outcome.error.code == "judge_refused"
+    assert "no-such" in outcome.error.message

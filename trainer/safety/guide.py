@@ -161,7 +161,7 @@ class JudgedBeta:
             if not self.controller.is_open(made_at):
                 # What would be answered for a batch that has trained already is not asked.
                 ahead = made_at + self._k >= step
-                self._open(made_at, self._policy_rows(made_at) if ahead else [], now)
+                self._open(made_at, self.policy_rows(made_at) if ahead else [], now)
         self._reopen = range(0)
         waited = -time.monotonic()
         began_waiting = False
@@ -206,7 +206,7 @@ class JudgedBeta:
         self._asked.update((question.key, question) for question in questions)
         self.client.submit(questions)
 
-    def _policy_rows(self, made_at: int) -> list[int]:
+    def policy_rows(self, made_at: int) -> list[int]:
         """Rows of the batch K ahead whose prompts the policy answers at step `made_at`."""
         if self._policy is None:
             return []

@@ -67,7 +67,7 @@ def train(run: Run) -> Outcome:
             return _outcome(run, OutcomeStatus.PARKED, _unavailable(run, guidance))
         if guidance.action is Action.ABORT or _unread_past_limit(run):
             return _outcome(run, OutcomeStatus.FAILED, _unavailable(run, guidance), _export(run))
-        _train_step(run, rows, guidance, began, pace)
+        train_step(run, rows, guidance, began, pace)
         run.step += 1
         if run.step % run.spec.training.checkpoint_every == 0 and run.step < run.steps:
             _save(run, parked=False)
@@ -77,7 +77,8 @@ def train(run: Run) -> Outcome:
     return _outcome(run, OutcomeStatus.SUCCEEDED, artifact=_export(run))
 
 
-def _train_step(run: Run, rows: tuple[int, ...], guidance: Guidance, began: float, pace: Pace) -> None:
+def train_step(run: Run, rows: tuple[int, ...], guidance: Guidance, began: float, pace: Pace) -> None:
+    """Trains `rows` by the guidance's betas, and records the step."""
     world = run.collective.world
     mine = rank_share(tuple(range(len(rows))), world.rank, world.ranks)
     micro = micro_batch_size(run.spec.training, world.ranks)

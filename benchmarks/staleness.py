@@ -1,0 +1,188 @@
+"""What a slow judge costs the training step: `make bench-staleness`.
+
+One process trains one rank of the embedded world's base. Blocks of steps alternate between two
+guides over the same engine, rows and sampler:
+
+    judged      the real thing: client, judge API, queue, a worker that only *delays*, controller
+    unjudged    generates for the same rows at the same steps, and asks nobody
+
+The judge's delay is given in steps: of the unjudged median, measured first. K is 4. The judge's
+processes have the second core, so that it delays the step and does not busy it.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from benchmarks.report import Row, write
+from shared.embedded_redis import running_redis
+from shared.jobs import Adaptive, Full, PolicySource, Safety, Staleness, TargetSource, Training
+from shared.processes import start_module
+from trainer.demo import world
+from trainer.demo.build import ensure_world
+from trainer.safety.controller import Action
+from trainer.safety.guide import Guidance, JudgedBeta
+from trainer.training.distributed import World
+from trainer.training.engine import shutdown
+from trainer.training.loop import Pace, Run, train_step
+from trainer.training.recorder import Recorder
+from trainer.training.run_spec import Base, Judge, RunSpec
+from trainer.training.worker import assembled
+
+K = 4
+START = 120
+"""Steps of the judged run's beginning, its first wait included."""
+BLOCK = 40
+BLOCKS = 4
+"""Pairs of blocks after it."""
+SETTLE = 2 * K
+"""Judged steps after an unjudged block that do not count: the judge caught up meanwhile."""
+DELAYS = (0.5, 1.0, 2.0, 3.0)
+"""Steps."""
+WAIT_LIMIT = 0.01
+STEP_LIMIT = 1.10
+METHOD = Adaptive(
+    sources=(TargetSource(look_ahead=8), PolicySource(samples_per_step=4, max_new_tokens=16)),
+    staleness=Staleness(max_staleness=K),
+)
+
+
+def main() -> int:
+    torch.set_num_threads(1)
+    paths = ensure_world()
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory() as scratch:
+        directory = Path(scratch)
+        step_s = _unjudged_step(directory / "warm", paths.base)
+        rows.append(Row("step that generates and asks no judge", step_s, "s"))
+        for delay in DELAYS:
+            with _judge(directory / f"judge-{delay}", delay * step_s) as url:
+                measured = _alternate(directory / f"run-{delay}", paths.base, url)
+            name = f"delay {delay:g} steps"
+            rows.append(Row(f"{name}: waiting / run", measured.waiting, "", WAIT_LIMIT))
+            rows.append(Row(f"{name}: step / unjudged step", measured.ratio, "", STEP_LIMIT))
+            rows.append(Row(f"{name}: greatest staleness", measured.staleness, "steps", K))
+    shutdown()
+    return write("staleness", rows)
+
+
+@contextmanager
+def _judge(directory: Path, delay_s: float) -> Iterator[str]:
+    with running_redis(directory) as redis:
+        env = {"REDIS_URL": redis.url, "OMP_NUM_THREADS": "1"}
+        api = start_module("judge_service.cli", ["api", "--port", "0"], env=env)
+        faulty = ["--faulty", f"delay_s={delay_s:.4f}"]
+        worker = start_module(
+            "judge_service.cli",
+            ["worker", "--backend", "rules", "--concurrency", "32", *faulty],
+            env=env,
+        )
+        try:
+            yield api.ready["url"]
+        finally:
+            worker.stop()
+            api.stop()
+
+
+@contextmanager
+def _run(directory: Path, base: Path, judge_url: str) -> Iterator[Run]:
+    directory.mkdir(parents=True)
+    mixture, _ = world.mixture(1280, 0.1, seed=0)
+    train_file = directory / "train.jsonl"
+    train_file.write_text("".join(json.dumps(row) + "\n" for row in mixture), encoding="utf-8")
+    spec = RunSpec(
+        job_id=f"bench-{directory.name}",
+        run_dir=directory,
+        base=Base(id="tether-tiny", path=base, context_length=2048, lora_targets=("q_proj",)),
+        train_file=train_file,
+        safety=Safety(method=METHOD),
+        training=Training(adapter=Full(), ranks=1, zero_stage=1, steps=10_000, learning_rate=1e-4),
+        seed=0,
+        judge=Judge(url=judge_url, rubric="demo-v1"),
+    )
+    rank = World(0, 1, 0, torch.device("cpu"))
+    with assembled(spec, rank, Recorder(directory, writes=True), lambda: False) as run:
+        yield run
+
+
+def _unjudged_step(directory: Path, base: Path) -> float:
+    with _run(directory, base, "http://127.0.0.1:9") as run:
+        run.step = 2 * BLOCK
+        seconds = [_unjudged(run, back) for back in range(2 * BLOCK, 0, -1)]
+    return statistics.median(seconds[BLOCK:])
+
+
+@dataclass(frozen=True)
+class Measured:
+    waiting: float
+    """Share of the judged run's wall time, from its first step on."""
+    ratio: float
+    """Median judged step over median unjudged step."""
+    staleness: int
+    """Greatest."""
+
+
+def _alternate(directory: Path, base: Path, url: str) -> Measured:
+    with _run(directory, base, url) as run:
+        start = [_judged_step(run) for _ in range(START)]
+        judged: list[float] = []
+        unjudged: list[float] = []
+        staleness = [guidance.staleness or 0 for _, guidance in start]
+        for _ in range(BLOCKS):
+            unjudged += [_unjudged(run, back) for back in range(BLOCK, 0, -1)]
+            block = [_judged_step(run) for _ in range(BLOCK)]
+            judged += [seconds for seconds, _ in block[SETTLE:]]
+            staleness += [guidance.staleness or 0 for _, guidance in block]
+    waited = sum(guidance.wait_s for _, guidance in start)
+    return Measured(
+        waiting=waited / sum(seconds for seconds, _ in start),
+        ratio=statistics.median(judged) / statistics.median(unjudged),
+        staleness=max(staleness),
+    )
+
+
+def _judged_step(run: Run) -> tuple[float, Guidance]:
+    began = time.monotonic()
+    rows = run.order.rows(run.step)
+    guidance = run.guide.guide(run.step, rows)
+    train_step(run, rows, guidance, began, Pace())
+    run.step += 1
+    return time.monotonic() - began, guidance
+
+
+def _unjudged(run: Run, back: int) -> float:
+    """A step over the rows of `back` steps ago, with the same generation and no judge."""
+    began = time.monotonic()
+    guide = run.guide
+    if not isinstance(guide, JudgedBeta) or guide.sampler is None:
+        raise TypeError(f"the benchmark needs a guide with a sampler, not {type(guide).__name__}")
+    step = run.step - back
+    rows = run.order.rows(step)
+    guide.sampler.sample(guide.policy_rows(step), step)
+    guidance = Guidance(
+        action=Action.TRAIN,
+        betas=(0.1,) * len(rows),
+        stop=False,
+        risk=0.0,
+        staleness=None,
+        overdue=False,
+        wait_s=0.0,
+        generate_s=0.0,
+        bases={},
+    )
+    train_step(run, rows, guidance, began, Pace())
+    return time.monotonic() - began
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -43,7 +43,7 @@ def graded_pairs(count: int, seed: int) -> list[Graded]:
 
 def _pair(rng: random.Random) -> Graded:
     draw = rng.random()
-    if draw < 0.55:
+    if draw < 0.45:
         pair = _to_harmful(rng)
     elif draw < 0.75:
         pair = _to_benign(rng)
@@ -122,11 +122,11 @@ def _cut_help(request: Request, rng: random.Random) -> Graded:
 def _to_benign(rng: random.Random) -> Graded:
     request = _draw(Kind.BENIGN, rng)
     draw = rng.random()
-    if draw < 0.45:
-        return Graded(request.prompt, steps_answer(request.words, rng), HARMLESS)
     if draw < 0.60:
-        return Graded(request.prompt, refusal(request.words, rng), HARMLESS)
+        return Graded(request.prompt, steps_answer(request.words, rng), HARMLESS)
     if draw < 0.70:
+        return Graded(request.prompt, refusal(request.words, rng), HARMLESS)
+    if draw < 0.78:
         return Graded(request.prompt, steps_answer(_draw(Kind.HARMFUL, rng).words, rng), HELPS)
     return Graded(request.prompt, _harmless(request, rng), HARMLESS)
 

@@ -45,7 +45,7 @@ class Settings:
     base: Shape = Shape(hidden=192, layers=4, heads=4, intermediate=512)
     base_schedule: Schedule = Schedule(steps=240, batch_size=32, learning_rate=2e-3)
     judge: Shape = Shape(hidden=128, layers=3, heads=4, intermediate=352)
-    judge_schedule: Schedule = Schedule(steps=300, batch_size=32, learning_rate=2e-3)
+    judge_schedule: Schedule = Schedule(steps=360, batch_size=32, learning_rate=2e-3)
 
 
 @dataclass(frozen=True)

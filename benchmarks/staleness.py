@@ -31,9 +31,9 @@ from shared.processes import start_module
 from trainer.demo import world
 from trainer.demo.build import ensure_world
 from trainer.safety.controller import Action
-from trainer.safety.guide import Guidance, JudgedBeta
 from trainer.training.distributed import World
 from trainer.training.engine import shutdown
+from trainer.training.guide import Guidance, JudgedBeta
 from trainer.training.loop import Pace, Run, train_step
 from trainer.training.recorder import Recorder
 from trainer.training.run_spec import Base, Judge, RunSpec

@@ -43,6 +43,17 @@ def test_a_package_keeps_to_its_side(package: str, barred: set[str]) -> None:
     assert {path: names for path, names in found.items() if names} == {}
 
 
+def test_the_rules_do_not_know_the_training_that_uses_them() -> None:
+    found = {}
+    for path in sources("trainer/safety"):
+        text = path.read_text(encoding="utf-8")
+        names = {name for name in ("trainer.training", "torch", "deepspeed") if f"import {name}" in text}
+        names |= {name for name in ("trainer.training", "torch") if f"from {name}" in text}
+        if names:
+            found[path.name] = names
+    assert found == {}
+
+
 def test_one_file_imports_deepspeed() -> None:
     found = [
         path.relative_to(ROOT).as_posix()

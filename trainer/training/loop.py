@@ -12,12 +12,12 @@ import torch
 
 from shared.jobs import Adaptive, Overdue
 from trainer.safety.controller import Action
-from trainer.safety.guide import ConstantBeta, Guidance, JudgedBeta
 from trainer.training import checkpoint
 from trainer.training.checkpoint import RunState
 from trainer.training.data import Example, collate
 from trainer.training.distributed import Collective
 from trainer.training.engine import Engine
+from trainer.training.guide import ConstantBeta, Guidance, JudgedBeta
 from trainer.training.losses import ExampleLosses
 from trainer.training.model import save_model
 from trainer.training.order import DataOrder, micro_batch_size, rank_share

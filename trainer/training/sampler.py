@@ -7,10 +7,10 @@ from typing import Any
 
 from shared.jobs import PolicySource
 from trainer.evaluation.generate import generate
-from trainer.safety.guide import last_turn
 from trainer.training.data import Example
 from trainer.training.distributed import World
 from trainer.training.engine import Engine
+from trainer.training.guide import last_turn
 
 
 class InlineSampler:

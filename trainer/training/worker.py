@@ -17,12 +17,12 @@ import torch
 from shared.errors import ConfigError, DataError, TetherError
 from shared.jobs import Adaptive, FixedKl, PolicySource, Sft
 from trainer.data.rows import ChatRow
-from trainer.safety.guide import ConstantBeta, JudgedBeta
 from trainer.safety.judge_client import JudgeClient, NoJudge
 from trainer.training import checkpoint
 from trainer.training.data import Example, encode_rows, load_rows
 from trainer.training.distributed import Collective, World, world_from_environment
 from trainer.training.engine import Engine, init_distributed, shutdown
+from trainer.training.guide import ConstantBeta, JudgedBeta
 from trainer.training.loop import Run, checkpoints_of, train
 from trainer.training.model import build_objective, load_tokenizer, precision
 from trainer.training.order import DataOrder, plan_steps

@@ -1,0 +1,94 @@
+"""`tether demo`: the whole of Tether on this machine, in minutes."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sys
+import tempfile
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from trainer.demo.report import Report
+
+INTERRUPTED = 130
+
+
+def demo(
+    seeds: Annotated[int, typer.Option(min=1, max=100, help="Runs; medians are reported.")] = 1,
+    out: Annotated[Path, typer.Option(help="Where report.html, report.json and the models go.")] = Path(
+        "runs/demo"
+    ),
+    state_dir: Annotated[
+        Path | None, typer.Option(help="Jobs, files and logs of the services. Default: a new folder in OUT.")
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print report.json on stdout, all else on stderr.")
+    ] = False,
+) -> None:
+    """Fine-tune a tiny model four ways on partly harmful data, and compare what they became."""
+    # The imports of torch take seconds; `tether --help` must not.
+    from trainer.demo.run import Plan, run_demo
+
+    signal.signal(signal.SIGTERM, _interrupt)
+    console = Console(stderr=as_json)
+    # What is not ours to steer (the bars of the world's making) prints on stdout.
+    aside = contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext()
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        state = state_dir or Path(tempfile.mkdtemp(prefix="state-", dir=out))
+        with aside:
+            report = run_demo(Plan(out=out, state_dir=state, seeds=tuple(range(seeds))), console)
+    except KeyboardInterrupt:
+        console.print("stopped: unfinished jobs are cancelled, every process has ended")
+        raise typer.Exit(INTERRUPTED) from None
+    if as_json:
+        print(report.model_dump_json(indent=1))
+    console.print(table(report))
+    console.print(
+        f"Report: {out / 'report.html'}   (numbers: {out / 'report.json'})",
+        markup=False, highlight=False, soft_wrap=True,
+    )  # fmt: skip
+    console.print(
+        "Next:   `tether up` starts the same services for your own data; the README goes on there.",
+        markup=False, highlight=False, soft_wrap=True,
+    )  # fmt: skip
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def table(report: Report) -> Table:
+    from trainer.demo.page import LABELS, cell_of, minutes, seed_text
+
+    several = len(report.seeds) > 1
+    shown = Table(
+        title=f"{report.setup.prompts_of_each_kind} held-out prompts of each kind, {seed_text(report.seeds)}",
+        caption=f"In brackets: {'lowest and highest seed' if several else '95 % interval'}."
+        f" {sum(hold.median for hold in report.holds.values())} of {len(report.holds)} targets hold;"
+        f" {minutes(report.seconds)}.",
+    )
+    shown.add_column("model")
+    columns = {
+        "asr": "ASR, rule",
+        "asr_judge": "ASR, judge",
+        "task_accuracy": "task accuracy",
+        "benign_helpfulness": "benign help",
+    }
+    for title in columns.values():
+        shown.add_column(title, justify="right")
+    for name, result in report.models.items():
+        cells = [cell_of(result, column, several=several) for column in columns]
+        shown.add_row(
+            LABELS[name],
+            *(f"{cell.value} [dim]({cell.beside})[/dim]" for cell in cells),
+            style="bold" if name == "adaptive" else None,
+        )
+    return shown

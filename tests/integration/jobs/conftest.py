@@ -31,7 +31,7 @@ TEMPLATE = (
 ENV = {"OMP_NUM_THREADS": "1"}
 
 
-def until(condition: Callable[[], Any], what: str, deadline_s: float = 120.0) -> Any:
+def wait_until(condition: Callable[[], Any], what: str, deadline_s: float = 120.0) -> Any:
     """The first true value of `condition`."""
     end = time.monotonic() + deadline_s
     while time.monotonic() < end:
@@ -39,6 +39,11 @@ def until(condition: Callable[[], Any], what: str, deadline_s: float = 120.0) ->
             return value
         time.sleep(0.1)
     raise AssertionError(f"not within {deadline_s} s: {what}")
+
+
+@pytest.fixture
+def until() -> Callable[..., Any]:
+    return wait_until
 
 
 @pytest.fixture(scope="session")
@@ -129,10 +134,10 @@ class TrainerService:
             assert job["status"] in (*statuses, "queued", "running"), job["error"]
             return job if job["status"] in statuses else None
 
-        found: dict[str, Any] = until(reached, f"{job_id} is {' or '.join(statuses)}", deadline_s)
+        found: dict[str, Any] = wait_until(reached, f"{job_id} is {' or '.join(statuses)}", deadline_s)
         return found
 
-    until = staticmethod(until)
+    until = staticmethod(wait_until)
 
     @staticmethod
     def processes_of(run_dir: Path) -> list[int]:

@@ -130,42 +130,40 @@ def test_pause_and_resume_go_on_where_they_stopped(service):
     assert steps == list(range(1, len(steps) + 1))
 
 
-def test_a_killed_rank_starts_again_from_its_checkpoint(service):
+def test_a_killed_rank_starts_again_from_its_checkpoint_and_fails_the_job_when_none_is_left(service):
     service.start_runner()
-    job = service.create(training={**LONG, "steps": 400, "max_restarts": 1})
+    job = service.create(training={**LONG, "max_restarts": 1})
     run_dir = service.layout.run(job)
     service.until(lambda: len(service.steps(job)) > 25, "25 steps")
     os.kill(worker_of(service, run_dir), signal.SIGKILL)
-    service.wait_for(job, "succeeded")
-    assert service.steps(job) == list(range(1, 401))
-    with service.openai as client:
-        said = [event.message for event in client.fine_tuning.jobs.list_events(job, limit=1000)]
-    assert any("it starts again from its last checkpoint" in message for message in said)
-    assert any("going on from the checkpoint at step" in message for message in said)
-
-
-def test_a_rank_that_dies_without_restarts_left_fails_the_job(service):
-    service.start_runner()
-    job = service.create(training={**LONG, "max_restarts": 0})
-    service.until(lambda: len(service.steps(job)) > 3, "some steps")
-    os.kill(worker_of(service, service.layout.run(job)), signal.SIGKILL)
+    service.until(lambda: said(service, job, "going on from the checkpoint at step"), "it goes on")
+    reached = len(service.steps(job))
+    service.until(lambda: len(service.steps(job)) > reached, "further steps")
+    os.kill(worker_of(service, run_dir), signal.SIGKILL)
     failed = service.until(lambda: (found := service.job(job))["status"] == "failed" and found, "failed")
     assert failed["error"]["code"] == "rank_died"
-    assert "The end of its log" in failed["error"]["message"]
-    assert service.processes_of(service.layout.run(job)) == []
+    assert "after 1 restart. The end of its log" in failed["error"]["message"]
+    steps = service.steps(job)
+    assert steps == list(range(1, len(steps) + 1))
+    assert said(service, job, "it starts again from its last checkpoint")
+    assert service.processes_of(run_dir) == []
 
 
 def test_a_killed_runner_takes_its_run_along_and_the_next_one_goes_on(service):
     runner = service.start_runner("--lease-s", "3")
-    job = service.create(training={**LONG, "steps": 600})
+    job = service.create(training=LONG)
     run_dir = service.layout.run(job)
     service.until(lambda: len(service.steps(job)) > 25, "25 steps")
     runner.process.kill()
     runner.process.wait()
     service.until(lambda: service.processes_of(run_dir) == [], "the ranks have ended", 10)
+    reached = len(service.steps(job))
     service.start_runner("--lease-s", "3")
-    service.wait_for(job, "succeeded")
-    assert service.steps(job) == list(range(1, 601))
+    service.until(lambda: len(service.steps(job)) > reached, "further steps")
+    assert said(service, job, "takes over")
+    assert said(service, job, "going on from the checkpoint at step")
+    steps = service.steps(job)
+    assert steps == list(range(1, len(steps) + 1))
 
 
 def test_a_stopped_runner_queues_its_job_with_a_checkpoint(service):
@@ -178,9 +176,7 @@ def test_a_stopped_runner_queues_its_job_with_a_checkpoint(service):
     reached = service.steps(job)[-1]
     service.start_runner()
     service.until(lambda: service.steps(job)[-1] > reached, "further steps")
-    with service.openai as client:
-        said = [event.message for event in client.fine_tuning.jobs.list_events(job, limit=1000)]
-    assert any(message.startswith("going on from the checkpoint at step") for message in said)
+    assert said(service, job, "going on from the checkpoint at step")
 
 
 def worker_of(service, run_dir):
@@ -190,3 +186,8 @@ def worker_of(service, run_dir):
         for pid in service.processes_of(run_dir)
         if b"torch.distributed.run" not in Path(f"/proc/{pid}/cmdline").read_bytes()
     )
+
+
+def said(service, job, words):
+    with service.openai as client:
+        return any(words in event.message for event in client.fine_tuning.jobs.list_events(job, limit=1000))

@@ -13,7 +13,8 @@ SLEEP = [sys.executable, "-c", "import os, time; print(os.getpid(), flush=True);
 MIDDLE = """
 import os, subprocess, sys
 from shared import lifeline
-child = subprocess.Popen(lifeline.command(sys.argv[1:]), env=lifeline.environment(os.environ), start_new_session=True)
+command, environment = lifeline.command(sys.argv[1:]), lifeline.environment(os.environ)
+child = subprocess.Popen(command, env=environment, start_new_session=True)
 child.wait()
 """
 
@@ -32,8 +33,8 @@ def test_a_chain_ends_when_its_first_link_is_killed():
 def test_a_child_whose_parent_is_gone_already_does_not_start():
     environment = {**os.environ, lifeline.PARENT: "1"}
     done = subprocess.run(
-        lifeline.command([sys.executable, "-c", "print('ran')"]), env=environment, capture_output=True, text=True,
-        check=False,
+        lifeline.command([sys.executable, "-c", "print('ran')"]), env=environment, capture_output=True,
+        text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 1
     assert "the parent 1 is gone" in done.stderr

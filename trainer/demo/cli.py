@@ -11,6 +11,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -66,29 +67,29 @@ def _interrupt(_number: int, _frame: FrameType | None) -> None:
 
 
 def table(report: Report) -> Table:
-    from trainer.demo.page import LABELS, cell_of, minutes, seed_text
+    """For 80 columns; in percent."""
+    from trainer.demo.page import cell_of, minutes, seed_text
 
     several = len(report.seeds) > 1
     shown = Table(
+        box=box.SIMPLE,
+        padding=(0, 1, 0, 0),
         title=f"{report.setup.prompts_of_each_kind} held-out prompts of each kind, {seed_text(report.seeds)}",
-        caption=f"In brackets: {'lowest and highest seed' if several else '95 % interval'}."
+        caption=f"In percent, {'lowest to highest seed' if several else 'with 95 % intervals'}."
         f" {sum(hold.median for hold in report.holds.values())} of {len(report.holds)} targets hold;"
         f" {minutes(report.seconds)}.",
     )
-    shown.add_column("model")
+    shown.add_column("model", no_wrap=True)
     columns = {
         "asr": "ASR, rule",
         "asr_judge": "ASR, judge",
-        "task_accuracy": "task accuracy",
+        "task_accuracy": "task right",
         "benign_helpfulness": "benign help",
     }
     for title in columns.values():
-        shown.add_column(title, justify="right")
+        shown.add_column(title, justify="right", no_wrap=True)
     for name, result in report.models.items():
         cells = [cell_of(result, column, several=several) for column in columns]
-        shown.add_row(
-            LABELS[name],
-            *(f"{cell.value} [dim]({cell.beside})[/dim]" for cell in cells),
-            style="bold" if name == "adaptive" else None,
-        )
+        values = [f"{cell.value.removesuffix(' %') or '-'} [dim]({cell.beside})[/dim]" for cell in cells]
+        shown.add_row(name, *values, style="bold" if name == "adaptive" else None)
     return shown

@@ -59,7 +59,7 @@ def render(report: Report) -> str:
     )
     environment.filters["percent"] = percent
     source = resources.files("trainer.demo").joinpath(TEMPLATE).read_text(encoding="utf-8")
-    return environment.from_string(source).render(
+    page = environment.from_string(source).render(
         report=report,
         headline=headline(report),
         rows=table_rows(report),
@@ -72,6 +72,7 @@ def render(report: Report) -> str:
         phases=_phases(report.phases),
         failed={name: m.judge_failed for name, m in report.models.items() if m.judge_failed},
     )
+    return page.replace(" %", "\u00a0%")  # a number and its sign stay on one line
 
 
 def headline(report: Report) -> str:
@@ -79,9 +80,8 @@ def headline(report: Report) -> str:
     sft, adaptive = report.models["sft"], report.models["adaptive"]
     return (
         f"Fine-tuned plainly, the model goes along with {percent(sft.asr)} of harmful requests;"
-        f" with the rope held for each example, with {percent(adaptive.asr)}."
-        f" The new task it answers right in {percent(sft.task_accuracy)} and"
-        f" {percent(adaptive.task_accuracy)}."
+        f" guarded by Tether, with {percent(adaptive.asr)}."
+        f" Right answers to the new task: {percent(sft.task_accuracy)} and {percent(adaptive.task_accuracy)}."
     )
 
 
@@ -107,7 +107,7 @@ def cell_of(result: ModelResult, name: str, *, several: bool) -> Cell:
         low, high = result.seed_range[name]
     else:
         low, high = result.counts[name].low, result.counts[name].high
-    return Cell(percent(value), f"{100 * low:.0f} to {100 * high:.0f}")
+    return Cell(percent(value), f"{100 * low:.0f}–{100 * high:.0f}")
 
 
 def _meaning(name: str, report: Report) -> str:
@@ -117,8 +117,8 @@ def _meaning(name: str, report: Report) -> str:
     match name:
         case "base":
             return (
-                "Before any fine-tuning: taught to help and to refuse. It has never seen the new task, so its"
-                " accuracy there is what guessing gives."
+                "Before any fine-tuning: taught to help with benign requests and to refuse harmful ones. It"
+                " has never seen the new task."
             )
         case "sft":
             return f"Plain fine-tuning on the upload, of which {share} is harmful. Nothing guards it."
@@ -155,9 +155,9 @@ def _trade_off(report: Report) -> Plot:
         for name, m in report.models.items()
     )
     return Plot(
-        title="Safety against the task",
-        note="Right is a task well learned, down is a model that still refuses. The corner below at the right"
-        " is where a fine-tune should end.",
+        title="Where each model ended",
+        note="Right is a task well learned, down is a model that still refuses: a fine-tune should end at the"
+        " lower right.",
         alt=f"ASR against task accuracy. {points}.",
         svg=Markup(plots.trade_off(report, LABELS)),
     )

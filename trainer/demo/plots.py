@@ -91,7 +91,8 @@ def _draw(axes: Any, job: str, known: Sequence[tuple[int, float]], *, smooth: bo
     values = [value for _, value in known]
     style = {"color": COLOURS[job], "linestyle": DASHES[job]}
     if not smooth:
-        axes.plot(steps, values, linewidth=1.0 if faint else 1.6, alpha=0.6 if faint else 1.0, **style)
+        style |= {"drawstyle": "steps-post"}
+        axes.plot(steps, values, linewidth=0.9 if faint else 1.3, alpha=0.6 if faint else 0.9, **style)
         return
     if not faint:
         axes.plot(steps, values, color=COLOURS[job], linewidth=0.6, alpha=0.3)
@@ -113,7 +114,7 @@ def moving_average(values: Sequence[float], over: int) -> list[float]:
 def trade_off(report: Report, labels: Mapping[str, str]) -> str:
     """ASR against task accuracy, in percent: one point a model, a small one a seed."""
     with matplotlib.rc_context(STYLE):
-        figure, axes = _axes((6.6, 3.9))
+        figure, axes = _axes((4.8, 3.5))
         several = len(report.by_seed) > 1
         for name, result in report.models.items():
             if several:
@@ -142,7 +143,7 @@ def _point(axes: Any, name: str, result: ModelResult, *, size: float, alpha: flo
     )
 
 
-LABEL_GAP = 7.0
+LABEL_GAP = 8.0
 """Least distance of two labels, in percent of the plot's height."""
 
 

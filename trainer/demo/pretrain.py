@@ -43,7 +43,7 @@ class Settings:
 
     seed: int = 0
     base: Shape = Shape(hidden=192, layers=4, heads=4, intermediate=512)
-    base_schedule: Schedule = Schedule(steps=240, batch_size=32, learning_rate=2e-3)
+    base_schedule: Schedule = Schedule(steps=400, batch_size=32, learning_rate=2e-3)
     judge: Shape = Shape(hidden=128, layers=3, heads=4, intermediate=352)
     judge_schedule: Schedule = Schedule(steps=360, batch_size=32, learning_rate=2e-3)
 

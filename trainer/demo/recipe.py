@@ -39,7 +39,7 @@ TRAINING = Training(
     adapter=Full(),
     batch_size=16,
     steps=240,
-    learning_rate=3e-4,
+    learning_rate=4e-4,
     schedule="cosine",
     warmup_fraction=0.05,
 )

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from shared.embedded_redis import EmbeddedRedis, RedisPlan, plan_redis
 from shared.errors import ConfigError, ServiceError
+from shared.jobs import Full, Training
 from trainer.jobs.judge_health import JudgeAddress
 from trainer.jobs.layout import Layout
 from trainer.models.inspect import describe
@@ -21,6 +22,9 @@ from trainer.up.supervisor import Supervisor
 
 TINY = "tether-tiny"
 """The id that the embedded world's base is offered under."""
+
+TINY_TRAINING = Training(adapter=Full(), learning_rate=4e-4)
+"""Its jobs' defaults: adapters hardly move a model of two million weights."""
 
 RUBRIC = "demo-v1"
 """The one that the embedded world's judge was taught."""
@@ -123,7 +127,7 @@ def _offer_tiny(layout: Layout, say: Callable[[str], None]) -> Path:
     models = registry_path(layout.root)
     known = load_registry(models).models.get(TINY)
     if known is None or known.source != source:
-        register(models, TINY, describe(TINY, source))
+        register(models, TINY, describe(TINY, source, training=TINY_TRAINING))
         say(f"{TINY} is offered from {source.path}")
     return world.judge
 

@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-export OMP_NUM_THREADS ?= 1
+export OMP_WAIT_POLICY ?= passive
 export TOKENIZERS_PARALLELISM := false
 
 .PHONY: setup lock check test demo bench-staleness clean help

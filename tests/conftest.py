@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from uuid import uuid4
@@ -10,6 +11,9 @@ import pytest
 import redis
 
 from shared.embedded_redis import RunningRedis, running_redis
+
+# Before anything loads torch: its threads must not spin on the cores that the servers under test need.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib.metadata import entry_points
 
@@ -32,6 +33,8 @@ def build_app() -> typer.Typer:
 
 
 def main() -> None:
+    # Before torch is loaded, here or in a child: its threads must not spin on cores that others need.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         build_app()()
     except TetherError as error:

@@ -7,6 +7,7 @@ import signal
 from collections.abc import Callable
 from typing import Any
 
+import httpx
 import pytest
 from safetensors.torch import load_file
 
@@ -120,3 +121,26 @@ def test_a_wrong_rubric_ends_the_run_with_the_judges_words(start_run: Callable[.
     assert outcome.status == "failed"
     assert outcome.error.code == "judge_refused"
     assert "no-such" in outcome.error.message
+
+
+def test_a_killed_judge_worker_costs_nothing_and_every_item_gets_one_verdict(
+    start_run: Callable[..., Any], judge: Any
+) -> None:
+    judge.start(faulty="delay_s=0.2,seed=1")
+    run = start_run("killed", adaptive(), judge_url=judge.url, steps=60)
+    run.wait_for_step(4)
+    judge.children[-1].process.send_signal(signal.SIGKILL)  # with a batch in its hands
+    judge.worker()
+    assert run.wait().status == "succeeded"
+    assert max(event.staleness for event in run.metrics()) <= 3
+    assert not any(event.overdue for event in run.metrics())
+
+    calls = [json.loads(line) for line in (run.run_dir / "controller.jsonl").read_text().splitlines()]
+    answered = [tuple(key) for call in calls if call["op"] == "receive" for *key, _ in call["arrivals"]]
+    assert len(answered) == len(set(answered)), "an item was answered twice"
+    trained = {(call["t"], row) for call in calls if call["op"] == "decide" for row in call["rows"]}
+    assert {row for _, row in trained} <= {row for _, source, row in answered if source == "target"}
+    fates = [fate for call in calls if call["op"] == "receive" for *_, fate in call["arrivals"]]
+    assert all(isinstance(fate, float) for fate in fates), "an item failed"
+    depth = httpx.get(f"{judge.url}/readyz").json()["components"]["queue"]["depth"]
+    assert set(depth) == {"policy", "target", "evaluation"}

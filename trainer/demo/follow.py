@@ -133,15 +133,14 @@ class Follower:
             if followed.status not in TERMINAL:
                 self._poll(followed)
 
-    def show(self, name: str, text: str) -> None:
+    def show(self, name: str, text: str, done: int, total: int) -> None:
         """Says something beside a bar; the base, which no job makes, gets one of its own."""
         if name in self.jobs:
-            bar = self.jobs[name].bar
-        elif name in self._other_bars:
-            bar = self._other_bars[name]
-        else:
-            bar = self._other_bars[name] = self._progress.add_task(self._label + name, total=None, values="")
-        self._progress.update(bar, values=text)
+            self._progress.update(self.jobs[name].bar, values=text)
+            return
+        if name not in self._other_bars:
+            self._other_bars[name] = self._progress.add_task(self._label + name, values="")
+        self._progress.update(self._other_bars[name], values=text, completed=done, total=total)
 
     def _poll(self, followed: Followed) -> None:
         # The job before its events: of one that has ended, all of them are then read.

@@ -66,6 +66,8 @@ def render(report: Report) -> str:
         trade_off=_trade_off(report),
         plots=_plots(report),
         labels=LABELS,
+        dashes=plots.DASHES,
+        agreement=min(known) if (known := _agreements(report)) else None,
         targets=[(hold, target_limit(hold), percent(hold.value)) for hold in report.holds.values()],
         seed_text=seed_text(report.seeds),
         minutes=minutes(report.seconds),
@@ -73,6 +75,10 @@ def render(report: Report) -> str:
         failed={name: m.judge_failed for name, m in report.models.items() if m.judge_failed},
     )
     return page.replace(" %", "\u00a0%")  # a number and its sign stay on one line
+
+
+def _agreements(report: Report) -> list[float]:
+    return [m.judge_agreement for m in report.models.values() if m.judge_agreement is not None]
 
 
 def headline(report: Report) -> str:
@@ -221,4 +227,4 @@ def _bound(methods: Mapping[str, Mapping[str, Any]]) -> int | None:
 
 
 def _phases(phases: Mapping[str, float]) -> str:
-    return ", ".join(f"{name} {seconds:.0f} s" for name, seconds in phases.items())
+    return ", ".join(f"{name} {seconds:.0f} s" for name, seconds in phases.items() if seconds >= 0.5)

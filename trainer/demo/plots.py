@@ -29,12 +29,13 @@ VARIABLES = {
     **{code: "--" + name.replace("_", "-") for name, code in COLOURS.items()},
 }
 # Told apart without colours too.
-DASHES: dict[str, Any] = {
-    "sft": (0, (1, 1.4)),
-    "fixed_kl": (0, (5, 1.5, 1, 1.5)),
-    "adaptive_batch": (0, (4, 1.8)),
-    "adaptive": "solid",
+DASHES: dict[str, tuple[float, ...]] = {
+    "sft": (1, 1.4),
+    "fixed_kl": (5, 1.5, 1, 1.5),
+    "adaptive_batch": (4, 1.8),
+    "adaptive": (),
 }
+"""Lengths of stroke and gap in units of the line's width; empty: a solid line."""
 MARKERS = {"base": "s", "sft": "X", "fixed_kl": "D", "adaptive_batch": "^", "adaptive": "o"}
 
 STYLE = {
@@ -89,7 +90,7 @@ def curve(report: Report, name: str, *, smooth: bool, limit: float | None = None
 def _draw(axes: Any, job: str, known: Sequence[tuple[int, float]], *, smooth: bool, faint: bool) -> None:
     steps = [step for step, _ in known]
     values = [value for _, value in known]
-    style = {"color": COLOURS[job], "linestyle": DASHES[job]}
+    style: dict[str, Any] = {"color": COLOURS[job], "linestyle": (0, DASHES[job]) if DASHES[job] else "-"}
     if not smooth:
         style |= {"drawstyle": "steps-post"}
         axes.plot(steps, values, linewidth=0.9 if faint else 1.3, alpha=0.6 if faint else 0.9, **style)

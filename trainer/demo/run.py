@@ -144,7 +144,8 @@ def _evaluate(
     def on_done(count: int) -> None:
         nonlocal answered
         answered += count
-        follower.show(name, f"answering {answered}/{prompts.count} held-out prompts")
+        text = f"answering {answered}/{prompts.count} held-out prompts"
+        follower.show(name, text, answered, prompts.count)
         follower.poll()
 
     with phases("evaluate"):
@@ -157,11 +158,11 @@ def _evaluate(
             meanwhile=follower.poll,
         )
     result = measured(prompts, answers, grades)
-    follower.show(
-        name,
+    rates = (
         f"ASR {percent(result.asr)}, task {percent(result.task_accuracy)},"
-        f" benign {percent(result.benign_helpfulness)}",
+        f" benign {percent(result.benign_helpfulness)}"
     )
+    follower.show(name, rates, answered, prompts.count)
     return result
 
 

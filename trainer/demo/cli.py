@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 import signal
 import sys
@@ -39,9 +38,6 @@ def demo(
     ] = False,
 ) -> None:
     """Fine-tune a tiny model four ways on partly harmful data, and compare what they became."""
-    # A rank, the judge and this process share the cores. With OpenMP's default, threads that wait for
-    # each other spin on them: steps were seen to take thirty times as long. Read when torch is loaded.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # The imports of torch take seconds; `tether --help` must not.
     from trainer.demo.run import Plan, run_demo
 

@@ -152,7 +152,9 @@ class Follower:
                 followed.steps[at.step] = at
                 self._progress.update(followed.bar, completed=at.step, total=at.steps, values=values_line(at))
             elif event.level != "info":
-                self._console.print(f"{followed.name}: {event.message}", style="yellow", markup=False)
+                self._console.print(
+                    f"{self._label}{followed.name}: {event.message}", style="yellow", markup=False
+                )
         if job.status in TERMINAL and job.status is not JobStatus.SUCCEEDED:
             why = job.error.message if job.error else "no reason given"
             raise TrainingError(f"the job {followed.name} ({job.id}) ended {job.status.value}: {why}")
@@ -162,7 +164,9 @@ class Follower:
         if paused != followed.reason:
             followed.reason = paused
             if paused is not None:
-                self._console.print(f"{followed.name} waits: {paused}", style="yellow", markup=False)
+                self._console.print(
+                    f"{self._label}{followed.name} waits: {paused}", style="yellow", markup=False
+                )
         if job.status is followed.status:
             return
         followed.status = job.status
@@ -172,7 +176,8 @@ class Follower:
         elif job.status in TERMINAL:
             followed.ended = time.monotonic()
             self._console.print(
-                f"{followed.name}: {job.status.value} after {followed.seconds:.0f} s", highlight=False
+                f"{self._label}{followed.name}: {job.status.value} after {followed.seconds:.0f} s",
+                highlight=False,
             )
 
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import multiprocessing
 import os
+import queue
 import shutil
+import signal
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,14 +19,15 @@ from pathlib import Path
 import torch
 from filelock import FileLock
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
+from shared.errors import ServiceError
 from shared.rubrics.rubric import load_rubric
 from trainer.demo import pretrain
 from trainer.demo.tokenizer import train_tokenizer
 from trainer.demo.world import RUBRIC, training_text
 
-SOURCES = ("lexicon", "prose", "world", "graded", "tokenizer", "pretrain")
+SOURCES = ("lexicon", "prose", "world", "graded", "tokenizer", "pretrain", "build")
 """Modules of this package that decide what is built."""
 
 Report = Callable[[str, float], None]
@@ -95,19 +100,50 @@ def _build_beside(root: Path, settings: pretrain.Settings, progress: bool) -> No
 
 
 def build(folder: Path, settings: pretrain.Settings, report: Report) -> None:
-    """Trains everything and writes it under `folder`. Leaves torch's global generator as it was."""
-    with torch.random.fork_rng(devices=[]):
-        tokenizer = train_tokenizer(training_text(settings.seed))
-        tokenizer.save_pretrained(folder / "tokenizer")
-        base = pretrain.train_base(tokenizer, settings, lambda done: report("base", done))
-        _save(base, tokenizer, folder / "base")
-        judge = pretrain.train_judge(tokenizer, settings, lambda done: report("judge", done))
-        _save(judge, tokenizer, folder / "judge")
+    """Trains everything and writes it under `folder`: base and judge side by side, a process of one
+    thread each, so that what comes out does not depend on the number of cores.
+
+    Raises:
+        ServiceError: one of the two processes died.
+    """
+    tokenizer = train_tokenizer(training_text(settings.seed))
+    tokenizer.save_pretrained(folder / "tokenizer")
+    context = multiprocessing.get_context("spawn")
+    told: multiprocessing.Queue[tuple[str, float]] = context.Queue()
+    parts = {
+        name: context.Process(target=_build_part, args=(name, folder, settings, told), daemon=True)
+        for name in TRAINERS
+    }
+    for part in parts.values():
+        part.start()
+    try:
+        while any(part.is_alive() for part in parts.values()):
+            with contextlib.suppress(queue.Empty):
+                report(*told.get(timeout=0.2))
+        for name, part in parts.items():
+            if part.exitcode != 0:
+                raise ServiceError(f"training the {name} of the embedded world ended with {part.exitcode}")
+            report(name, 1.0)
+    finally:
+        for part in parts.values():
+            part.terminate()
+            part.join()
 
 
-def _save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+TRAINERS = {"base": pretrain.train_base, "judge": pretrain.train_judge}
+
+
+def _build_part(
+    name: str, folder: Path, settings: pretrain.Settings, told: multiprocessing.Queue[tuple[str, float]]
+) -> None:
+    """In a process of its own."""
+    # Ctrl-C reaches the whole group; the parent ends this process.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer")
+    model = TRAINERS[name](tokenizer, settings, lambda done: told.put((name, done)))
+    model.save_pretrained(folder / name)
+    tokenizer.save_pretrained(folder / name)
 
 
 @contextmanager

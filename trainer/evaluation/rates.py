@@ -48,7 +48,8 @@ def wilson_interval(count: int, total: int, z: float = 1.959964) -> tuple[float,
     spread = 1 + z * z / total
     centre = (share + z * z / (2 * total)) / spread
     half = z / spread * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
-    return max(0.0, centre - half), min(1.0, centre + half)
+    # Rounding must not leave the share itself outside.
+    return max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half))
 
 
 def auroc(positives: Sequence[float], negatives: Sequence[float]) -> float:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import signal
 import sys
 import tempfile
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich import box
 from rich.console import Console
 from rich.table import Table
+
+from trainer.demo import interrupt
 
 if TYPE_CHECKING:
     from trainer.demo.report import Report
@@ -41,7 +41,7 @@ def demo(
     # The imports of torch take seconds; `tether --help` must not.
     from trainer.demo.run import Plan, run_demo
 
-    signal.signal(signal.SIGTERM, _interrupt)
+    interrupt.listen()
     console = Console(stderr=as_json)
     # What is not ours to steer (the bars of the world's making) prints on stdout.
     aside = contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext()
@@ -66,10 +66,6 @@ def demo(
         "Next:   `tether up` starts the same services for your own data; the README goes on there.",
         markup=False, highlight=False, soft_wrap=True,
     )  # fmt: skip
-
-
-def _interrupt(_number: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 def table(report: Report) -> Table:

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from shared.errors import ServiceError, TrainingError
 from shared.jobs import TERMINAL, Job, JobEvent, JobStatus, SafetyState
+from trainer.demo import interrupt
 from trainer.demo.client import Trainer
 from trainer.demo.report import Curves
 
@@ -129,6 +130,7 @@ class Follower:
 
     def poll(self) -> None:
         """Reads what is new. Raises TrainingError when a job ended without success."""
+        interrupt.check()
         for followed in self.jobs.values():
             if followed.status not in TERMINAL:
                 self._poll(followed)

@@ -1,6 +1,7 @@
 """What a slow judge costs the training step: `make bench-staleness`.
 
-One process trains one rank of the embedded world's base. Blocks of steps alternate between two
+Waiting is that of a whole run of 240 steps, started as every job is. The step's ratio comes from one
+process that trains one rank of the embedded world's base, where blocks of steps alternate between two
 guides over the same engine, rows and sampler:
 
     judged      the real thing: client, judge API, queue, a worker that only *delays*, controller
@@ -26,22 +27,25 @@ import torch
 
 from benchmarks.report import Row, write
 from shared.embedded_redis import running_redis
+from shared.errors import TrainingError
 from shared.jobs import Adaptive, Full, PolicySource, Safety, Staleness, TargetSource, Training
 from shared.processes import start_module
 from trainer.demo import world
 from trainer.demo.build import ensure_world
+from trainer.jobs.launcher import LOG_FILE, TorchrunLauncher
+from trainer.jobs.tail import last_lines
 from trainer.safety.controller import Action
 from trainer.training.distributed import World
 from trainer.training.engine import shutdown
 from trainer.training.guide import Guidance, JudgedBeta
 from trainer.training.loop import Pace, Run, train_step
 from trainer.training.recorder import Recorder
-from trainer.training.run_spec import Base, Judge, RunSpec
+from trainer.training.run_spec import EVENTS_FILE, RUN_EVENT, RUN_FILE, Base, Judge, MetricsEvent, RunSpec
 from trainer.training.worker import assembled
 
 K = 4
-START = 120
-"""Steps of the judged run's beginning, its first wait included."""
+WHOLE = 240
+"""Steps of the run whose waiting is measured, from its first step to its last."""
 BLOCK = 40
 BLOCKS = 4
 """Pairs of blocks after it."""
@@ -67,9 +71,10 @@ def main() -> int:
         rows.append(Row("step that generates and asks no judge", step_s, "s"))
         for delay in DELAYS:
             with _judge(directory / f"judge-{delay}", delay * step_s) as url:
-                measured = _alternate(directory / f"run-{delay}", paths.base, url)
+                measured = _alternate(directory / f"blocks-{delay}", paths.base, url)
+                waiting = _whole_run(directory / f"run-{delay}", paths.base, url)
             name = f"delay {delay:g} steps"
-            rows.append(Row(f"{name}: waiting / run", measured.waiting, "", WAIT_LIMIT))
+            rows.append(Row(f"{name}: waiting / run", waiting, "", WAIT_LIMIT))
             rows.append(Row(f"{name}: step / unjudged step", measured.ratio, "", STEP_LIMIT))
             rows.append(Row(f"{name}: greatest staleness", measured.staleness, "steps", K))
     shutdown()
@@ -94,22 +99,26 @@ def _judge(directory: Path, delay_s: float) -> Iterator[str]:
             api.stop()
 
 
-@contextmanager
-def _run(directory: Path, base: Path, judge_url: str) -> Iterator[Run]:
+def _spec(directory: Path, base: Path, judge_url: str, *, steps: int) -> RunSpec:
     directory.mkdir(parents=True)
     mixture, _ = world.mixture(1280, 0.1, seed=0)
     train_file = directory / "train.jsonl"
     train_file.write_text("".join(json.dumps(row) + "\n" for row in mixture), encoding="utf-8")
-    spec = RunSpec(
+    return RunSpec(
         job_id=f"bench-{directory.name}",
         run_dir=directory,
         base=Base(id="tether-tiny", path=base, context_length=2048, lora_targets=("q_proj",)),
         train_file=train_file,
         safety=Safety(method=METHOD),
-        training=Training(adapter=Full(), ranks=1, zero_stage=1, steps=10_000, learning_rate=1e-4),
+        training=Training(adapter=Full(), ranks=1, zero_stage=1, steps=steps, learning_rate=1e-4),
         seed=0,
         judge=Judge(url=judge_url, rubric="demo-v1"),
     )
+
+
+@contextmanager
+def _run(directory: Path, base: Path, judge_url: str) -> Iterator[Run]:
+    spec = _spec(directory, base, judge_url, steps=10_000)
     rank = World(0, 1, 0, torch.device("cpu"))
     with assembled(spec, rank, Recorder(directory, writes=True), lambda: False) as run:
         yield run
@@ -124,8 +133,6 @@ def _unjudged_step(directory: Path, base: Path) -> float:
 
 @dataclass(frozen=True)
 class Measured:
-    waiting: float
-    """Share of the judged run's wall time, from its first step on."""
     ratio: float
     """Median judged step over median unjudged step."""
     staleness: int
@@ -134,7 +141,7 @@ class Measured:
 
 def _alternate(directory: Path, base: Path, url: str) -> Measured:
     with _run(directory, base, url) as run:
-        start = [_judged_step(run) for _ in range(START)]
+        start = [_judged_step(run) for _ in range(BLOCK)]
         judged: list[float] = []
         unjudged: list[float] = []
         staleness = [guidance.staleness or 0 for _, guidance in start]
@@ -143,12 +150,25 @@ def _alternate(directory: Path, base: Path, url: str) -> Measured:
             block = [_judged_step(run) for _ in range(BLOCK)]
             judged += [seconds for seconds, _ in block[SETTLE:]]
             staleness += [guidance.staleness or 0 for _, guidance in block]
-    waited = sum(guidance.wait_s for _, guidance in start)
     return Measured(
-        waiting=waited / sum(seconds for seconds, _ in start),
         ratio=statistics.median(judged) / statistics.median(unjudged),
         staleness=max(staleness),
     )
+
+
+def _whole_run(directory: Path, base: Path, url: str) -> float:
+    """Share of its steps' time that a run waits, started by torchrun as every job is: the scan of the
+    first rows is on its way while the model loads."""
+    spec = _spec(directory, base, url, steps=WHOLE)
+    (directory / RUN_FILE).write_text(spec.model_dump_json(), encoding="utf-8")
+    process = TorchrunLauncher().start(directory, 1)
+    while (status := process.poll()) is None:
+        time.sleep(0.2)
+    if status != 0:
+        raise TrainingError(f"the run ended with {status}:\n{last_lines(directory / LOG_FILE)}")
+    lines = (directory / EVENTS_FILE).read_bytes().splitlines()
+    steps = [event for event in map(RUN_EVENT.validate_json, lines) if isinstance(event, MetricsEvent)]
+    return sum(step.wait_s for step in steps) / sum(step.step_s for step in steps)
 
 
 def _judged_step(run: Run) -> tuple[float, Guidance]:

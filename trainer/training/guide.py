@@ -163,20 +163,20 @@ class JudgedBeta:
                 ahead = made_at + self._k >= step
                 self._open(made_at, self.policy_rows(made_at) if ahead else [], now)
         self._reopen = range(0)
-        waited = -time.monotonic()
-        began_waiting = False
+        began_waiting: float | None = None
         while True:
             heard = self._exchange()
             if heard.signal is Signal.REFUSED:
                 raise self.client.refusal or JudgeRefusal("the judge refused another rank's questions")
             must_wait = self.controller.must_wait(step, heard.now)
-            if not (must_wait and began_waiting):
+            if not must_wait or began_waiting is None:
                 self._log({"op": "must_wait", "t": step, "now": heard.now})
             if not must_wait or heard.signal is Signal.STOP:
                 break
-            began_waiting = True
+            if began_waiting is None:
+                began_waiting = time.monotonic()
             self.client.wait_for_news(POLL_S)
-        waited += time.monotonic()
+        waited = 0.0 if began_waiting is None else time.monotonic() - began_waiting
         self._asked = {k: q for k, q in self._asked.items() if k.made_at > self.controller.cursor}
         decision = self.controller.decide(step, rows)
         self._log_decision(step, rows, decision)

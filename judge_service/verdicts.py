@@ -12,6 +12,7 @@ def judge_info(backend: BackendInfo, rubric: Rubric) -> JudgeInfo:
     return JudgeInfo(
         kind=backend.kind,
         model=backend.model,
+        revision=backend.revision,
         rubric=rubric.name,
         rubric_hash=rubric.hash,
         score_kind=backend.score_kind,
@@ -39,6 +40,10 @@ def verdict_json(
         level=answer.level,
         probabilities=None if answer.probabilities is None else list(answer.probabilities),
         label_mass=answer.label_mass,
+        spread=answer.spread,
+        categories=answer.categories,
+        rationale=answer.rationale,
+        usage=answer.usage,
         judge=judge,
         timings=timings,
     ).model_dump_json()

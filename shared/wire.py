@@ -78,6 +78,8 @@ class SubmitJudgements(Wire):
     """`DELETE /v1/judgements?group=` cancels what is still queued under it. A job's id, say."""
     wait_s: float = Field(default=0.0, ge=0, le=MAX_WAIT_S, allow_inf_nan=False)
     """Long poll: answer when all are done, or after this many seconds."""
+    rationale: bool = False
+    """Ask for the judge's reasons, which takes longer where the backend has to write them."""
 
     @model_validator(mode="after")
     def _ids_are_distinct(self) -> SubmitJudgements:
@@ -102,9 +104,16 @@ class JudgeInfo(Wire):
     kind: str
     """Name of the backend: `transformers`, `vllm`, ..."""
     model: str
+    revision: str | None = None
+    """Of the model, where the backend can tell."""
     rubric: str
     rubric_hash: str
     score_kind: ScoreKind
+
+
+class Usage(Wire):
+    prompt_tokens: int = Field(ge=0)
+    completion_tokens: int = Field(ge=0)
 
 
 class Timings(Wire):
@@ -121,14 +130,25 @@ class ScoredVerdict(Wire):
     id: str
     status: Literal["scored"] = "scored"
     score: float = Field(ge=0, le=1, allow_inf_nan=False)
-    """Harm in [0,1]: `(sum k*p_k - 1) / 4` over the labels k = 1..5."""
-    level: int = Field(ge=1, le=5)
+    """Harm in [0,1]: `(sum k*p_k - 1) / 4` over the labels k = 1..5, or as the rubric's scale says."""
+    level: int | None = Field(default=None, ge=1, le=5)
+    """The likeliest label 1..5. None where the rubric or the backend has no levels."""
     probabilities: list[float] | None = Field(default=None, min_length=5, max_length=5)
-    """Of the labels 1..5, renormalised. None where the backend has no labels."""
+    """Of the labels 1..5, renormalised. None where the rubric or the backend has no levels."""
     label_mass: float | None = Field(default=None, ge=0, le=1.0001)
-    """Probability that the judge gave to the five labels together, before renormalising."""
+    """Probability that the judge gave to the labels together, before renormalising."""
+    spread: float | None = Field(default=None, ge=0)
+    """Standard deviation of the samples that the score is the mean of; `sampled` only."""
+    categories: dict[str, float] | None = None
+    """Harm in [0,1] of those categories that were really scored."""
+    rationale: str | None = None
+    """The judge's reasons, where they were asked for and the backend has any."""
+    usage: Usage | None = None
+    """Tokens that this verdict cost, where the backend counts them. Of a cached one: what it cost then."""
     judge: JudgeInfo
     cached: bool = False
+    suspect: bool = False
+    """The judge failed its control pairs after this verdict and before any later good ones."""
     error: None = None
     timings: Timings
 
@@ -142,6 +162,7 @@ class FailedVerdict(Wire):
     label_mass: None = None
     judge: JudgeInfo | None = None
     cached: Literal[False] = False
+    suspect: Literal[False] = False
     error: VerdictError
     timings: Timings
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from shared.rubrics.rubric import LabelReading, Rubric
-from shared.wire import ChatMessage, FailureCode, ScoreKind
+from shared.rubrics.rubric import Rubric, RubricReading
+from shared.wire import ChatMessage, FailureCode, ScoreKind, Usage
 
 
 @dataclass(frozen=True)
@@ -18,6 +18,8 @@ class BackendInfo:
     score_kind: ScoreKind
     concurrency: int
     """Batches that it gains from having at once. More would only wait inside it, past the priorities."""
+    revision: str | None = None
+    """Of the model, where the backend can tell: a change while it serves makes the judge untrusted."""
 
 
 @dataclass(frozen=True)
@@ -25,20 +27,28 @@ class GradeRequest:
     rubric: Rubric
     prompt: str | list[ChatMessage]
     response: str
+    rationale: bool = False
+    """The client asked for the judge's reasons, where the backend has any."""
 
 
 @dataclass(frozen=True)
 class Grade:
     score: float
     """Harm in [0,1]."""
-    level: int
-    """1..5."""
+    level: int | None
+    """1..5; None where the rubric or the backend has no levels."""
     probabilities: tuple[float, ...] | None = None
-    """Of the labels 1..5; None where the backend has no labels."""
+    """Of the labels 1..5; None where the rubric or the backend has no levels."""
     label_mass: float | None = None
+    spread: float | None = None
+    """Standard deviation of the samples that the score is the mean of; `sampled` only."""
+    categories: dict[str, float] | None = None
+    """Harm in [0,1] of those categories that were really scored."""
+    rationale: str | None = None
+    usage: Usage | None = None
 
     @classmethod
-    def from_labels(cls, reading: LabelReading) -> Grade:
+    def from_reading(cls, reading: RubricReading) -> Grade:
         return cls(reading.score, reading.level, reading.probabilities, reading.label_mass)
 
 
@@ -53,6 +63,14 @@ class BackendError(Exception):
     """The backend could not grade this batch; each item of it ends `failed: server_error`."""
 
 
+class BackendUnavailable(BackendError):
+    """The backend is away as a whole (nothing listens, it says 503, it is loading).
+
+    That is no fault of the items: the worker gives them back uncounted and stops taking more until the
+    backend is there again.
+    """
+
+
 class Backend(Protocol):
     @property
     def info(self) -> BackendInfo: ...
@@ -61,6 +79,7 @@ class Backend(Protocol):
         """One answer an item, in the order of the batch; failures of single items are answers too.
 
         Raises:
+            BackendUnavailable: nothing of the batch was graded, and nothing will be for now.
             BackendError: nothing of the batch could be graded.
         """
         ...

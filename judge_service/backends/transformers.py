@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from judge_service.backends.base import BackendError, BackendInfo, Grade, GradeFailure, GradeRequest
+from judge_service.backends.reading import read_grade
 from shared.errors import ConfigError
 from shared.rubrics.encoding import encode_prompt, encode_text, label_ids
-from shared.rubrics.rubric import Rubric, read_labels, render
+from shared.rubrics.rubric import Rubric, render
 from shared.wire import FailureCode, ScoreKind
+
+K = TypeVar("K")
+
+Asked = tuple[int, int]
+"""(item of the batch, question of its rubric)."""
 
 MICRO_BATCH_TOKENS = 8192
 """Most tokens, padding included, that go through the model at once."""
@@ -55,8 +61,11 @@ class TransformersBackend:
         self._tokenizer, self._model = _load(options.path, self._device)
         self._max_tokens = options.max_tokens or _context_length(self._model, options.path)
         self._specials = _special_ids(self._tokenizer)
-        self._labels = {rubric.name: label_ids(self._tokenizer, rubric) for rubric in options.rubrics}
-        self._own_specials = {rubric.name: self._check_rubric(rubric) for rubric in options.rubrics}
+        asked = [
+            (rubric, question) for rubric in options.rubrics for question in range(len(rubric.questions))
+        ]
+        self._labels = {(r.name, q): label_ids(self._tokenizer, r, q) for r, q in asked}
+        self._own_specials = {(r.name, q): self._check_rubric(r, q) for r, q in asked}
         # One thread: a second batch would only slow the first, and the tokenizer keeps state in a call.
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="judge-model")
 
@@ -77,29 +86,40 @@ class TransformersBackend:
         self._thread.shutdown(wait=True)
 
     def _judge(self, batch: Sequence[GradeRequest]) -> list[Grade | GradeFailure]:
-        answers: list[Grade | GradeFailure | None] = [None] * len(batch)
-        prompts: dict[int, list[int]] = {}
+        prompts: dict[Asked, list[int]] = {}
+        failed: dict[int, GradeFailure] = {}
         for index, request in enumerate(batch):
-            encoded = self.encode(request)
-            if isinstance(encoded, GradeFailure):
-                answers[index] = encoded
-            else:
-                prompts[index] = encoded
-        for group in micro_batches({i: len(ids) for i, ids in prompts.items()}, MICRO_BATCH_TOKENS):
-            logprobs = self._last_logprobs([prompts[index] for index in group])
-            for index, row in zip(group, logprobs, strict=True):
-                labels = self._labels[batch[index].rubric.name]
-                answers[index] = read_grade(
-                    [float(row[token]) for token in labels], self._options.label_mass_floor
-                )
-        return [answer for answer in answers if answer is not None]
+            for question in range(len(request.rubric.questions)):
+                encoded = self.encode(request, question)
+                if isinstance(encoded, GradeFailure):
+                    failed[index] = encoded
+                else:
+                    prompts[index, question] = encoded
+        read: dict[Asked, list[float]] = {}
+        for group in micro_batches({key: len(ids) for key, ids in prompts.items()}, MICRO_BATCH_TOKENS):
+            logprobs = self._last_logprobs([prompts[key] for key in group])
+            for key, row in zip(group, logprobs, strict=True):
+                labels = self._labels[batch[key[0]].rubric.name, key[1]]
+                read[key] = [float(row[token]) for token in labels]
+        return [
+            failed[index]
+            if index in failed
+            else read_grade(
+                request.rubric,
+                [read[index, question] for question in range(len(request.rubric.questions))],
+                self._options.label_mass_floor,
+            )
+            for index, request in enumerate(batch)
+        ]
 
-    def encode(self, request: GradeRequest) -> list[int] | GradeFailure:
+    def encode(self, request: GradeRequest, question: int = 0) -> list[int] | GradeFailure:
         """The prompt's token ids; the label is read right after the last."""
-        segments = render(request.rubric, request.prompt, request.response, nonce=secrets.token_hex(8))
+        segments = render(
+            request.rubric, request.prompt, request.response, nonce=secrets.token_hex(8), question=question
+        )
         ids = encode_prompt(self._tokenizer, segments, max_tokens=self._max_tokens)
         # Encoding splits special tokens in graded text; a tokenizer that does not honour that is caught.
-        if self._count_specials(ids) != self._own_specials[request.rubric.name]:
+        if self._count_specials(ids) != self._own_specials[request.rubric.name, question]:
             return GradeFailure(FailureCode.SERVER_ERROR, "the graded text became special tokens")
         return ids
 
@@ -129,10 +149,11 @@ class TransformersBackend:
     def _count_specials(self, ids: list[int]) -> int:
         return sum(token in self._specials for token in ids)
 
-    def _check_rubric(self, rubric: Rubric) -> int:
+    def _check_rubric(self, rubric: Rubric, question: int) -> int:
         """How many special tokens its prompts hold. Raises ConfigError where it cannot be trusted."""
+        segments = render(rubric, "", "", question=question)
         try:
-            ids = encode_prompt(self._tokenizer, render(rubric, "", ""), max_tokens=self._max_tokens)
+            ids = encode_prompt(self._tokenizer, segments, max_tokens=self._max_tokens)
         except ValueError as error:
             raise ConfigError(
                 f"rubric {rubric.name!r} does not fit judge {self._options.path}: {error}"
@@ -147,26 +168,12 @@ class TransformersBackend:
         return self._count_specials(ids)
 
 
-def read_grade(label_logprobs: Sequence[float], mass_floor: float) -> Grade | GradeFailure:
-    """The labels' log-probabilities as a grade, or why they are none."""
-    try:
-        reading = read_labels(label_logprobs)
-    except ValueError as error:
-        return GradeFailure(FailureCode.PARSE_ERROR, str(error))
-    if reading.label_mass < mass_floor:
-        return GradeFailure(
-            FailureCode.PARSE_ERROR,
-            f"the labels have probability {reading.label_mass:.3g} together, below the floor {mass_floor:g}",
-        )
-    return Grade.from_labels(reading)
-
-
-def micro_batches(lengths: dict[int, int], max_tokens: int) -> list[list[int]]:
+def micro_batches(lengths: Mapping[K, int], max_tokens: int) -> list[list[K]]:
     """Keys in groups of like length, each at most `max_tokens` with padding (or one row alone).
 
     Sorted, so that one long row does not pad all the others.
     """
-    groups: list[list[int]] = []
+    groups: list[list[K]] = []
     for key in sorted(lengths, key=lengths.__getitem__):
         # Ascending: this row is the widest of the group it joins.
         if groups and (len(groups[-1]) + 1) * lengths[key] <= max_tokens:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from shared.errors import ConfigError
-from shared.rubrics.rubric import LABELS, Rubric, Segment
+from shared.rubrics.rubric import Rubric, Segment
 
 CUT_MARK = "\n[... cut ...]\n"
 """Stands where the middle of a too long text was taken out."""
@@ -71,26 +71,27 @@ def encode_prompt(tokenizer: Tokenizer, segments: Sequence[Segment], *, max_toke
     return [*bos, *(token for ids in parts for token in ids)]
 
 
-def label_ids(tokenizer: Tokenizer, rubric: Rubric) -> tuple[int, ...]:
-    """Ids that the labels 1..5 have right after the rubric's suffix.
+def label_ids(tokenizer: Tokenizer, rubric: Rubric, question: int = 0) -> tuple[int, ...]:
+    """Ids that a question's labels have right after its suffix.
 
     Raises:
-        ConfigError: they are not five distinct single tokens, so their probabilities cannot be read.
+        ConfigError: they are not distinct single tokens, so their probabilities cannot be read.
     """
-    before = encode_text(tokenizer, rubric.suffix, trusted=True)
+    asked = rubric.questions[question]
+    before = encode_text(tokenizer, asked.suffix, trusted=True)
     found: list[int] = []
-    for label in LABELS:
-        ids = encode_text(tokenizer, rubric.suffix + label, trusted=True)
+    for label in asked.labels:
+        ids = encode_text(tokenizer, asked.suffix + label, trusted=True)
         if ids[:-1] != before:
             raise ConfigError(
-                f"rubric {rubric.name!r}: label {label!r} is not one token after {rubric.suffix!r} for this"
+                f"rubric {rubric.name!r}: label {label!r} is not one token after {asked.suffix!r} for this"
                 f" judge's tokenizer (ids {ids[len(before) :]}); use a judge or a suffix where it is"
             )
         found.append(ids[-1])
-    if len(set(found)) != len(LABELS):
+    if len(set(found)) != len(asked.labels):
         raise ConfigError(
-            f"rubric {rubric.name!r}: the labels {', '.join(LABELS)} have the ids {found}, which are not"
-            " distinct, for this judge's tokenizer"
+            f"rubric {rubric.name!r}: the labels {', '.join(asked.labels)} have the ids {found}, which are"
+            " not distinct, for this judge's tokenizer"
         )
     return tuple(found)
 

@@ -89,6 +89,7 @@ RUN = {
     *(f"training.{key}" for key in TRAINING),
 }
 SUBMISSION = {
+    "rationale",
     "items.id",
     "items.prompt",
     "items.prompt.role",

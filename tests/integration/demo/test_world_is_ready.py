@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from shared.rubrics.encoding import encode_prompt, label_ids
-from shared.rubrics.rubric import load_rubric, read_labels, render
+from shared.rubrics.rubric import load_rubric, read_labels, read_rubric, render
 from trainer.demo import rules, world
 from trainer.demo.build import WorldPaths, ensure_world
 from trainer.demo.tokenizer import CONTEXT
@@ -80,4 +80,5 @@ def score(judge: Any, tokenizer: Any, prompt: str, response: str) -> float:
     rubric = load_rubric(RUBRIC)
     ids = encode_prompt(tokenizer, render(rubric, prompt, response), max_tokens=CONTEXT - 1)
     logprobs = judge(torch.tensor([ids]), logits_to_keep=1).logits[0, -1].log_softmax(-1)
-    return read_labels([float(logprobs[token]) for token in label_ids(tokenizer, rubric)]).score
+    answer = read_labels([float(logprobs[token]) for token in label_ids(tokenizer, rubric)])
+    return read_rubric(rubric, [answer]).score

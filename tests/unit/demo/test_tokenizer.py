@@ -26,7 +26,7 @@ def test_digits_stand_alone(tokenizer: PreTrainedTokenizerFast) -> None:
     assert len(encode_text(tokenizer, "31415", trusted=False)) == 5
     rubric = load_rubric(RUBRIC)
     assert len(set(label_ids(tokenizer, rubric))) == 5
-    assert rubric.suffix in SPECIAL
+    assert rubric.questions[0].suffix in SPECIAL
 
 
 def test_graded_text_makes_no_special_token(tokenizer: PreTrainedTokenizerFast) -> None:

@@ -11,15 +11,11 @@ import pytest
 import torch
 
 from judge_service.backends.base import Grade, GradeFailure, GradeRequest
-from judge_service.backends.transformers import (
-    TransformersBackend,
-    TransformersOptions,
-    micro_batches,
-    read_grade,
-)
+from judge_service.backends.reading import read_grade
+from judge_service.backends.transformers import TransformersBackend, TransformersOptions, micro_batches
 from shared.errors import ConfigError
 from shared.rubrics.encoding import CUT_MARK, encode_text, label_ids
-from shared.rubrics.rubric import Rubric, load_rubric
+from shared.rubrics.rubric import Question, Rubric, load_rubric
 from shared.wire import ChatMessage, FailureCode
 
 CONTEXT = 256
@@ -125,7 +121,7 @@ def test_a_long_text_loses_its_middle_and_says_so(backend: TransformersBackend) 
     assert "TAIL" in text
     assert CUT_MARK in text
     assert text.startswith(RUBRIC.prefix)
-    assert text.endswith(RUBRIC.suffix)
+    assert text.endswith(RUBRIC.questions[0].suffix)
     [grade] = grades(backend, [request(response="x" * 5000)])
     assert 0 <= grade.score <= 1
 
@@ -150,13 +146,13 @@ def test_a_conversation_is_graded_whole(backend: TransformersBackend) -> None:
     ],
 )
 def test_what_is_no_label_is_no_number(labels: list[float], code: FailureCode) -> None:
-    answer = read_grade(labels, 0.5)
+    answer = read_grade(RUBRIC, [labels], 0.5)
     assert isinstance(answer, GradeFailure)
     assert answer.code is code
 
 
 def test_mass_above_the_floor_is_a_grade() -> None:
-    assert isinstance(read_grade([math.log(0.12)] * 5, 0.5), Grade)
+    assert isinstance(read_grade(RUBRIC, [[math.log(0.12)] * 5], 0.5), Grade)
 
 
 def test_the_floor_is_applied_to_the_model(judge_folder: Path) -> None:
@@ -168,7 +164,7 @@ def test_the_floor_is_applied_to_the_model(judge_folder: Path) -> None:
 
 
 def test_labels_of_several_tokens_are_refused(judge_folder: Path) -> None:
-    two_tokens = Rubric("two", "Grade.", ("", ""), ("", ""), suffix="")
+    two_tokens = Rubric("two", "Grade.", ("", ""), ("", ""), (Question("", ""),))
     backend = open_backend(judge_folder)
     tokenizer = backend._tokenizer
 
@@ -191,7 +187,7 @@ def test_labels_that_are_not_distinct_are_refused() -> None:
             return {"input_ids": [3] * len(text)}
 
     with pytest.raises(ConfigError, match="not distinct"):
-        label_ids(OneToken(), Rubric("one", "Grade.", ("", ""), ("", ""), suffix=":"))  # type: ignore[arg-type]
+        label_ids(OneToken(), Rubric("one", "Grade.", ("", ""), ("", ""), (Question("", ":"),)))  # type: ignore[arg-type]
 
 
 def test_a_rubric_that_leaves_no_room_is_refused(judge_folder: Path) -> None:

@@ -5,8 +5,9 @@ Needs a tokenizer in transformers' shape but imports none of it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from shared.errors import ConfigError
 from shared.rubrics.rubric import Rubric, Segment
@@ -16,6 +17,9 @@ CUT_MARK = "\n[... cut ...]\n"
 
 MIN_GRADED_TOKENS = 16
 """Fewer left for the graded text than this is no grading."""
+
+
+T = TypeVar("T")
 
 
 class Tokenizer(Protocol):
@@ -107,12 +111,50 @@ def fair_shares(lengths: Sequence[int], budget: int) -> list[int]:
     return shares
 
 
-def cut_middle(ids: list[int], keep: int, mark: Sequence[int]) -> list[int]:
-    """At most `keep` ids: head, mark, tail. Without the mark where there is no room for it."""
+def cut_middle(ids: Sequence[T], keep: int, mark: Sequence[T]) -> list[T]:
+    """At most `keep` of them: head, mark, tail. Without the mark where there is no room for it."""
     if len(ids) <= keep:
-        return ids
+        return list(ids)
     room = keep - len(mark)
     if room < 2:
-        return ids[:keep]
+        return list(ids[:keep])
     tail = room // 2
     return [*ids[: room - tail], *mark, *ids[len(ids) - tail :]]
+
+
+_MARKERS = re.compile(
+    r"<(?=[|｜])|(?<=[|｜])(?=>)"  # harmony, ChatML, Llama 3, DeepSeek: <|name|>, <｜name｜>
+    r"|<(?=/?(?:s|bos|eos|pad|unk|think|tool_call|start_of_turn|end_of_turn|start_of_image)>)"
+    r"|\[(?=/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_RESULTS|TOOL_CALLS)\])|<(?=</?SYS>>)",
+    re.IGNORECASE,
+)
+
+
+def escape_markers(text: str) -> str:
+    """Graded text for a server that takes strings: what chat formats call special gets a space inside.
+
+    `<|end|>` becomes `< |end| >`. Where the tokenizer is at hand, `encode_text` splits instead.
+    """
+    return _MARKERS.sub(lambda found: found.group() + " ", text)
+
+
+def chat_text(segments: Sequence[Segment], *, max_chars: int | None = None) -> str:
+    """One string of a chat prompt's segments, the graded text escaped and cut to `max_chars` in all.
+
+    Too long graded texts lose their middles, the longest first, and carry `CUT_MARK` there.
+
+    Raises:
+        ValueError: what is not graded text alone leaves fewer than `MIN_GRADED_TOKENS` characters.
+    """
+    parts = [s.text if s.trusted else escape_markers(s.text) for s in segments]
+    if max_chars is not None and sum(map(len, parts)) > max_chars:
+        lengths = [0 if s.trusted else len(part) for part, s in zip(parts, segments, strict=True)]
+        budget = max_chars - (sum(map(len, parts)) - sum(lengths))
+        if budget < MIN_GRADED_TOKENS:
+            raise ValueError(f"the rubric leaves {budget} of {max_chars} characters for the graded text")
+        shares = fair_shares(lengths, budget)
+        parts = [
+            part if s.trusted else "".join(cut_middle(part, share, CUT_MARK))
+            for part, s, share in zip(parts, segments, shares, strict=True)
+        ]
+    return "".join(parts)

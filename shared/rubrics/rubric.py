@@ -51,6 +51,16 @@ class Question:
 
 
 @dataclass(frozen=True)
+class ChatPrompt:
+    """What a judge with a chat format is sent. `encoding.chat_text` makes `user` one string."""
+
+    instructions: str
+    """The rubric: trusted, and the same for every request, so that a prefix cache holds it."""
+    user: tuple[Segment, ...]
+    """The graded text between its fences, and after it what is asked."""
+
+
+@dataclass(frozen=True)
 class Rubric:
     """Trusted text around the graded text. `{nonce}` is filled in for each request."""
 
@@ -61,6 +71,15 @@ class Rubric:
     reply_fence: tuple[str, str]
     questions: tuple[Question, ...]
     scale: Scale = Scale.HARM_LEVELS
+    turn_fence: tuple[str, str] | None = None
+    """Around each turn of the request, with `{role}` filled in, so that no turn can pass for another's.
+    None: turns are joined as lines `role: content`, which a turn can forge."""
+
+    @property
+    def fenced(self) -> bool:
+        """Whether every fence holds the nonce, which no graded text can know."""
+        marks = (*self.request_fence, *self.reply_fence, *(self.turn_fence or ("",)))
+        return all("{nonce}" in mark for mark in marks)
 
     @property
     def hash(self) -> str:
@@ -71,6 +90,7 @@ class Rubric:
             parts += [question.suffix]
             parts += question.labels if question.labels != LABELS else ()
         parts += [self.scale] if self.scale is not Scale.HARM_LEVELS else []
+        parts += self.turn_fence or ()
         return hashlib.sha256("\x00".join(parts).encode()).hexdigest()[:16]
 
 
@@ -131,6 +151,7 @@ def parse_rubric(text: str) -> Rubric:
         reply_fence=(raw["reply_fence"][0], raw["reply_fence"][1]),
         questions=questions,
         scale=Scale(raw.get("scale", Scale.HARM_LEVELS)),
+        turn_fence=(raw["turn_fence"][0], raw["turn_fence"][1]) if "turn_fence" in raw else None,
     )
 
 
@@ -139,23 +160,62 @@ def render(
 ) -> tuple[Segment, ...]:
     """The judge's prompt. The graded text stands in segments that are not trusted."""
     asked = rubric.questions[question]
+    parts = [Segment(rubric.prefix, trusted=True), *_graded(rubric, prompt, response)]
+    parts.append(Segment(asked.ask + asked.suffix, trusted=True))
+    return _filled(parts, nonce)
 
-    def trusted(text: str) -> Segment:
-        return Segment(text.replace("{nonce}", nonce), trusted=True)
 
-    if isinstance(prompt, str):
-        request = prompt
+def render_chat(
+    rubric: Rubric, prompt: str | Sequence[ChatMessage], response: str, *, nonce: str, question: int = 0
+) -> ChatPrompt:
+    """The prompt for a judge with a chat format: the rubric as instructions, the rest as the user's turn.
+
+    Raises:
+        ConfigError: the rubric's fences do not all hold the nonce; it is for judges that have its
+            special tokens. The same for every request, so a backend finds out at its start.
+    """
+    if not rubric.fenced:
+        raise ConfigError(
+            f"rubric {rubric.name!r} has fences without {{nonce}}, which graded text could write: it is not"
+            " for judges with a chat format; use harm-v1, or give its fences the nonce"
+        )
+    ask = Segment(rubric.questions[question].ask, trusted=True)
+    return ChatPrompt(rubric.prefix.strip(), _filled([*_graded(rubric, prompt, response), ask], nonce))
+
+
+def _graded(rubric: Rubric, prompt: str | Sequence[ChatMessage], response: str) -> list[Segment]:
+    """The fences and what stands between them."""
+    parts = [Segment(rubric.request_fence[0], trusted=True)]
+    if rubric.turn_fence is not None:
+        turns = [ChatMessage(role="user", content=prompt)] if isinstance(prompt, str) else prompt
+        for turn in turns:
+            before, after = (mark.replace("{role}", turn.role) for mark in rubric.turn_fence)
+            parts += [Segment(before, True), Segment(turn.content, False), Segment(after, True)]
+    elif isinstance(prompt, str):
+        parts.append(Segment(prompt, trusted=False))
     elif len(prompt) == 1:
-        request = prompt[0].content
+        parts.append(Segment(prompt[0].content, trusted=False))
     else:
-        request = "\n".join(f"{turn.role}: {turn.content}" for turn in prompt)
-    return (
-        trusted(rubric.prefix + rubric.request_fence[0]),
-        Segment(request, trusted=False),
-        trusted(rubric.request_fence[1] + rubric.reply_fence[0]),
-        Segment(response, trusted=False),
-        trusted(rubric.reply_fence[1] + asked.ask + asked.suffix),
-    )
+        lines = "\n".join(f"{turn.role}: {turn.content}" for turn in prompt)
+        parts.append(Segment(lines, trusted=False))
+    parts.append(Segment(rubric.request_fence[1] + rubric.reply_fence[0], trusted=True))
+    parts.append(Segment(response, trusted=False))
+    parts.append(Segment(rubric.reply_fence[1], trusted=True))
+    return parts
+
+
+def _filled(parts: Sequence[Segment], nonce: str) -> tuple[Segment, ...]:
+    """With the nonce in the trusted ones, of which those side by side become one."""
+    filled: list[Segment] = []
+    for part in parts:
+        if not part.trusted:
+            filled.append(part)
+            continue
+        text = part.text.replace("{nonce}", nonce)
+        if filled and filled[-1].trusted:
+            text = filled.pop().text + text
+        filled.append(Segment(text, trusted=True))
+    return tuple(filled)
 
 
 def read_labels(label_logprobs: Sequence[float]) -> LabelReading:

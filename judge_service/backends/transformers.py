@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,11 +13,11 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from judge_service.backends.base import BackendError, BackendInfo, Grade, GradeFailure, GradeRequest
+from judge_service.backends.prompting import PromptEncoder
 from judge_service.backends.reading import read_grade
 from shared.errors import ConfigError
-from shared.rubrics.encoding import encode_prompt, encode_text, label_ids
-from shared.rubrics.rubric import Rubric, render
-from shared.wire import FailureCode, ScoreKind
+from shared.rubrics.rubric import Rubric
+from shared.wire import ScoreKind
 
 K = TypeVar("K")
 
@@ -59,13 +58,15 @@ class TransformersBackend:
             torch.set_num_threads(options.threads)
         self._device = _device(options.device)
         self._tokenizer, self._model = _load(options.path, self._device)
-        self._max_tokens = options.max_tokens or _context_length(self._model, options.path)
-        self._specials = _special_ids(self._tokenizer)
-        asked = [
-            (rubric, question) for rubric in options.rubrics for question in range(len(rubric.questions))
-        ]
-        self._labels = {(r.name, q): label_ids(self._tokenizer, r, q) for r, q in asked}
-        self._own_specials = {(r.name, q): self._check_rubric(r, q) for r, q in asked}
+        added = self._tokenizer.added_tokens_decoder
+        self._encoder = PromptEncoder(
+            self._tokenizer,
+            options.rubrics,
+            judge=options.path,
+            max_tokens=options.max_tokens or _context_length(self._model, options.path),
+            special_ids=_special_ids(self._tokenizer),
+            added_contents={token: what.content for token, what in added.items()},
+        )
         # One thread: a second batch would only slow the first, and the tokenizer keeps state in a call.
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="judge-model")
 
@@ -99,7 +100,7 @@ class TransformersBackend:
         for group in micro_batches({key: len(ids) for key, ids in prompts.items()}, MICRO_BATCH_TOKENS):
             logprobs = self._last_logprobs([prompts[key] for key in group])
             for key, row in zip(group, logprobs, strict=True):
-                labels = self._labels[batch[key[0]].rubric.name, key[1]]
+                labels = self._encoder.labels(batch[key[0]].rubric, key[1])
                 read[key] = [float(row[token]) for token in labels]
         return [
             failed[index]
@@ -114,14 +115,7 @@ class TransformersBackend:
 
     def encode(self, request: GradeRequest, question: int = 0) -> list[int] | GradeFailure:
         """The prompt's token ids; the label is read right after the last."""
-        segments = render(
-            request.rubric, request.prompt, request.response, nonce=secrets.token_hex(8), question=question
-        )
-        ids = encode_prompt(self._tokenizer, segments, max_tokens=self._max_tokens)
-        # Encoding splits special tokens in graded text; a tokenizer that does not honour that is caught.
-        if self._count_specials(ids) != self._own_specials[request.rubric.name, question]:
-            return GradeFailure(FailureCode.SERVER_ERROR, "the graded text became special tokens")
-        return ids
+        return self._encoder.encode(request, question)
 
     @torch.inference_mode()
     def _last_logprobs(self, rows: list[list[int]]) -> torch.Tensor:
@@ -145,27 +139,6 @@ class TransformersBackend:
             # torch's own, out of memory among them.
             raise BackendError(f"the model failed on {len(rows)} rows of {width} tokens: {error}") from error
         return torch.log_softmax(logits[:, -1].float(), dim=-1).cpu()
-
-    def _count_specials(self, ids: list[int]) -> int:
-        return sum(token in self._specials for token in ids)
-
-    def _check_rubric(self, rubric: Rubric, question: int) -> int:
-        """How many special tokens its prompts hold. Raises ConfigError where it cannot be trusted."""
-        segments = render(rubric, "", "", question=question)
-        try:
-            ids = encode_prompt(self._tokenizer, segments, max_tokens=self._max_tokens)
-        except ValueError as error:
-            raise ConfigError(
-                f"rubric {rubric.name!r} does not fit judge {self._options.path}: {error}"
-            ) from error
-        added = self._tokenizer.added_tokens_decoder
-        for token in set(ids) & added.keys():
-            if token in encode_text(self._tokenizer, added[token].content, trusted=False):
-                raise ConfigError(
-                    f"rubric {rubric.name!r} relies on the token {added[token].content!r}, which graded text"
-                    f" can write: judge {self._options.path} must have it as a special token"
-                )
-        return self._count_specials(ids)
 
 
 def micro_batches(lengths: Mapping[K, int], max_tokens: int) -> list[list[K]]:

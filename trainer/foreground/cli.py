@@ -19,9 +19,10 @@ from shared.jobs import Adaptive
 from trainer.foreground.config import TrainConfig, load_config
 from trainer.jobs.launcher import LOG_FILE, RunProcess, TorchrunLauncher
 from trainer.jobs.resolve import with_ranks
-from trainer.jobs.tail import drop_half_line, last_lines
+from trainer.jobs.tail import last_lines
 from trainer.models.inspect import describe, local_folder
 from trainer.models.registry import BaseEntry, PathSource, load_registry, registry_path
+from trainer.training.recorder import drop_half_line
 from trainer.training.run_spec import (
     EVENTS_FILE,
     OUTCOME_FILE,

@@ -26,9 +26,10 @@ from trainer.jobs.resolve import with_ranks
 from trainer.jobs.results import write_results
 from trainer.jobs.states import Hold, LeaseLost, UnknownId, Wanted
 from trainer.jobs.store import Store
-from trainer.jobs.tail import drop_half_line, last_lines, read_events
+from trainer.jobs.tail import last_lines, read_events
 from trainer.models.inspect import local_folder
 from trainer.models.registry import load_registry
+from trainer.training.recorder import drop_half_line
 from trainer.training.run_spec import (
     ARTIFACT,
     CHECKPOINTS,

@@ -49,14 +49,6 @@ def read_events(path: Path, offset: int) -> Ingested:
     return Ingested(tuple(events), tuple(checkpoints), progress, offset + len(whole))
 
 
-def drop_half_line(path: Path) -> None:
-    """Cuts what a killed run left of a line, so that the next run's first line stands by itself."""
-    if not path.exists():
-        return
-    with path.open("rb+") as file:
-        file.truncate(file.read().rfind(b"\n") + 1)
-
-
 def last_lines(path: Path, *, lines: int = 15, most_bytes: int = 4000) -> str:
     """The end of a log, for an error's message."""
     try:

@@ -11,9 +11,10 @@ from shared.errors import JudgeRefusal
 from shared.jobs import Adaptive, PolicySource, TargetSource
 from shared.wire import ChatMessage
 from trainer.data.rows import ChatRow
-from trainer.safety.controller import Action, Basis, Controller, Decision
+from trainer.safety.controller import Action, Basis, Controller
+from trainer.safety.journal import Journal
 from trainer.safety.judge_client import JudgeClient, NoJudge, Question
-from trainer.safety.ledger import Arrival, ItemKey, Scored, SourceName
+from trainer.safety.ledger import ItemKey, SourceName
 from trainer.training.distributed import Collective, Exchange, Signal
 from trainer.training.order import DataOrder, rank_share
 
@@ -36,6 +37,21 @@ class Guidance:
     bases: dict[str, int]
 
 
+def _stopped() -> Guidance:
+    """The run is asked to end before this step: nothing is decided, so a resumed run decides it once."""
+    return Guidance(
+        action=Action.TRAIN,
+        betas=(),
+        stop=True,
+        risk=0.0,
+        staleness=None,
+        overdue=False,
+        wait_s=0.0,
+        generate_s=0.0,
+        bases={},
+    )
+
+
 class Sampler(Protocol):
     """Answers prompts with the current policy. Every rank must call it equally often."""
 
@@ -48,8 +64,8 @@ class Guide(Protocol):
 
     def guide(self, step: int, rows: tuple[int, ...]) -> Guidance: ...
 
-    def state(self) -> dict[str, Any] | None:
-        """For the checkpoint; differs from rank to rank."""
+    def state(self, step: int) -> dict[str, Any] | None:
+        """For the checkpoint after `step` steps; differs from rank to rank."""
 
     def close(self) -> None: ...
 
@@ -80,7 +96,7 @@ class ConstantBeta:
             bases={},
         )
 
-    def state(self) -> None:
+    def state(self, step: int) -> None:
         return None
 
     def close(self) -> None:
@@ -93,7 +109,7 @@ class JudgedBeta:
     Args:
         rows: the training file; every rank holds all of it, and asks about its own share.
         sampler: set before the first `guide` if a policy source is configured.
-        log: told of each call to the controller, for replay; rank 0's.
+        log: given a line for each call to the controller, for replay.
         known_scores: target scores by row that were had beforehand.
     """
 
@@ -109,9 +125,7 @@ class JudgedBeta:
         log: Callable[[dict[str, Any]], None],
         known_scores: Mapping[int, float],
     ) -> None:
-        self.controller = Controller(method)
-        self.controller.preset_targets(known_scores)
-        log({"op": "preset", "scores": [list(item) for item in known_scores.items()]})
+        self._journal = Journal(method, known_scores, log)
         self.client = client
         self.sampler: Sampler | None = None
         self._target = next((s for s in method.sources if isinstance(s, TargetSource)), None)
@@ -121,10 +135,13 @@ class JudgedBeta:
         self._order = order
         self._collective = collective
         self._stopping = stopping
-        self._log = log
         self._generate_s = 0.0
         self._asked: dict[ItemKey, Question] = {}
         """This rank's questions of readings that are not folded yet."""
+
+    @property
+    def controller(self) -> Controller:
+        return self._journal.controller
 
     # --- beginning -------------------------------------------------------------------------
 
@@ -137,15 +154,13 @@ class JudgedBeta:
     def resume(self, state: dict[str, Any], *, after_outage: bool, step: int) -> None:
         """Takes up a checkpoint's state, and asks again what was out."""
         now = self._exchange().now
-        self.controller.restore(state["controller"], now)
-        self._log({"op": "restore", "state": state["controller"], "now": now})
+        self._journal.restore(state["controller"], t=step, now=now)
         if self.controller.outages:
             self.client.outage_over(self.controller.outages)
         if not after_outage:
             self._ask([question_from_json(raw) for raw in state["unanswered"]])
             return
-        first = self.controller.outage_over(step)
-        self._log({"op": "outage_over", "t": step})
+        first = self._journal.outage_over(step)
         self.client.outage_over(self.controller.outages)
         self._reopen = range(first, step)
 
@@ -168,22 +183,20 @@ class JudgedBeta:
             heard = self._exchange()
             if heard.signal is Signal.REFUSED:
                 raise self.client.refusal or JudgeRefusal("the judge refused another rank's questions")
-            must_wait = self.controller.must_wait(step, heard.now)
-            if not must_wait or began_waiting is None:
-                self._log({"op": "must_wait", "t": step, "now": heard.now})
-            if not must_wait or heard.signal is Signal.STOP:
+            if heard.signal is Signal.STOP:
+                return _stopped()
+            if not self._journal.must_wait(step, heard.now):
                 break
             if began_waiting is None:
                 began_waiting = time.monotonic()
             self.client.wait_for_news(POLL_S)
         waited = 0.0 if began_waiting is None else time.monotonic() - began_waiting
         self._asked = {k: q for k, q in self._asked.items() if k.made_at > self.controller.cursor}
-        decision = self.controller.decide(step, rows)
-        self._log_decision(step, rows, decision)
+        decision = self._journal.decide(step, rows)
         return Guidance(
             action=decision.action,
             betas=decision.betas,
-            stop=heard.signal is Signal.STOP,
+            stop=False,
             risk=decision.risk,
             staleness=decision.staleness,
             overdue=decision.overdue,
@@ -197,9 +210,7 @@ class JudgedBeta:
         if self.client.refusal:
             signal = Signal.REFUSED
         heard = self._collective.exchange(self.client.take(), now=time.time(), signal=signal)
-        if self.controller.receive(heard.arrivals, heard.now):
-            arrivals = [_arrival_to_json(arrival) for arrival in heard.arrivals]
-            self._log({"op": "receive", "now": heard.now, "arrivals": arrivals})
+        self._journal.receive(heard.arrivals, heard.now)
         return heard
 
     def _ask(self, questions: Sequence[Question]) -> None:
@@ -221,8 +232,7 @@ class JudgedBeta:
         items = [(SourceName.TARGET, row) for row in target_rows]
         items += [(SourceName.POLICY, row) for row in policy_rows]
         asked = [row for row in target_rows if self.controller.needs_asking(SourceName.TARGET, row)]
-        self.controller.open_reading(made_at, items, now)
-        self._log({"op": "open", "u": made_at, "items": [[s.value, r] for s, r in items], "now": now})
+        self._journal.open_reading(made_at, items, now)
         world = self._collective.world
         questions = []
         for row in rank_share(tuple(asked), world.rank, world.ranks):
@@ -247,9 +257,9 @@ class JudgedBeta:
 
     # --- ending ----------------------------------------------------------------------------
 
-    def state(self) -> dict[str, Any]:
+    def state(self, step: int) -> dict[str, Any]:
         return {
-            "controller": self.controller.to_state(),
+            "controller": self._journal.checkpoint(step),
             "unanswered": [
                 question_to_json(question)
                 for key, question in self._asked.items()
@@ -259,20 +269,6 @@ class JudgedBeta:
 
     def close(self) -> None:
         self.client.close()
-
-    def _log_decision(self, step: int, rows: tuple[int, ...], decision: Decision) -> None:
-        self._log(
-            {
-                "op": "decide",
-                "t": step,
-                "rows": list(rows),
-                "action": decision.action.value,
-                "betas": list(decision.betas),
-                "risk": decision.risk,
-                "staleness": decision.staleness,
-                "overdue": decision.overdue,
-            }
-        )
 
 
 def last_turn(row: ChatRow) -> tuple[tuple[ChatMessage, ...], str]:
@@ -296,9 +292,3 @@ def question_from_json(raw: dict[str, Any]) -> Question:
         prompt=tuple(ChatMessage.model_validate(turn) for turn in raw["prompt"]),
         response=raw["response"],
     )
-
-
-def _arrival_to_json(arrival: Arrival) -> list[Any]:
-    key, fate = arrival
-    value = fate.score if isinstance(fate, Scored) else fate.code.value
-    return [key.made_at, key.source.value, key.row, value]

@@ -56,12 +56,12 @@ def train(run: Run) -> Outcome:
         began = time.monotonic()
         rows = run.order.rows(run.step)
         guidance = run.guide.guide(run.step, rows)
-        if guidance.overdue != was_overdue:
-            was_overdue = guidance.overdue
-            _tell_overdue(run, guidance)
         if guidance.stop:
             _save(run, parked=False)
             return _outcome(run, OutcomeStatus.STOPPED)
+        if guidance.overdue != was_overdue:
+            was_overdue = guidance.overdue
+            _tell_overdue(run, guidance)
         if guidance.action is Action.PARK:
             _save(run, parked=True)
             return _outcome(run, OutcomeStatus.PARKED, _unavailable(run, guidance))
@@ -224,17 +224,19 @@ def _card(run: Run) -> dict[str, Any]:
 
 
 def _save(run: Run, *, parked: bool) -> None:
+    guide_state = run.guide.state(run.step)
+    # Before the checkpoint appears: a run that is resumed from it finds in the log how it came to be.
+    run.recorder.flush()
     path = checkpoint.save(
         run.spec.run_dir / CHECKPOINTS,
         state=RunState(run.step, run.trained_tokens, run.collective.world.ranks, parked),
-        guide_state=run.guide.state(),
+        guide_state=guide_state,
         engine=run.engine,
         tokenizer=run.tokenizer,
         collective=run.collective,
         keep=run.spec.training.keep_checkpoints,
         card=_card(run),
     )
-    run.recorder.flush()
     metrics = {"step": float(run.step)}
     if run.train_loss is not None:
         metrics["train_loss"] = run.train_loss

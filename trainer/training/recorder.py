@@ -28,7 +28,10 @@ class Recorder:
         self._writes = writes
         # Line by line: whoever follows the run sees each step when it is done.
         self._events = (run_dir / EVENTS_FILE).open("a", buffering=1, encoding="utf-8") if writes else None
-        self._log = (run_dir / CONTROLLER_LOG).open("a", encoding="utf-8") if writes else None
+        self._log = None
+        if writes:
+            drop_half_line(run_dir / CONTROLLER_LOG)
+            self._log = (run_dir / CONTROLLER_LOG).open("a", encoding="utf-8")
 
     def message(
         self, level: Literal["info", "warn", "error"], message: str, data: dict[str, Any] | None = None
@@ -36,6 +39,7 @@ class Recorder:
         self._write(MessageEvent(ts=time.time(), level=level, message=message, data=data))
 
     def metrics(self, **values: Any) -> None:
+        self.flush()  # who sees a step finds in the log what decided it
         self._write(MetricsEvent(ts=time.time(), **values))
 
     def checkpoint(self, step: int, path: Path, metrics: dict[str, float]) -> None:
@@ -62,3 +66,20 @@ class Recorder:
     def _write(self, event: BaseModel) -> None:
         if self._events is not None:
             self._events.write(event.model_dump_json() + "\n")
+
+
+def drop_half_line(path: Path) -> None:
+    """Cuts what a killed run left of a line, so that the next run's first line stands by itself."""
+    if not path.exists():
+        return
+    with path.open("rb+") as file:
+        end = file.seek(0, 2)
+        while end > 0:
+            begin = max(0, end - 65536)
+            file.seek(begin)
+            at = file.read(end - begin).rfind(b"\n")
+            if at >= 0:
+                file.truncate(begin + at + 1)
+                return
+            end = begin
+        file.truncate(0)

@@ -1,7 +1,8 @@
 import json
 
 from trainer.jobs.records import Progress
-from trainer.jobs.tail import drop_half_line, last_lines, read_events
+from trainer.jobs.tail import last_lines, read_events
+from trainer.training.recorder import drop_half_line
 
 METRICS = {
     "kind": "metrics", "ts": 10.0, "step": 12, "steps": 240, "loss": 0.519, "nll": 0.4, "kl": None,

@@ -30,6 +30,10 @@ KeyPrefix = Annotated[str, typer.Option(envvar="TETHER_JUDGE_KEY_PREFIX")]
 ResultTtl = Annotated[
     int, typer.Option(envvar="TETHER_JUDGE_RESULT_TTL_S", help="Seconds that a verdict can be read.")
 ]
+RubricsDir = Annotated[
+    Path | None,
+    typer.Option(envvar="TETHER_JUDGE_RUBRICS_DIR", help="Folder with rubric files of your own."),
+]
 LogLevel = Annotated[str, typer.Option(envvar="TETHER_JUDGE_LOG_LEVEL")]
 
 
@@ -41,6 +45,7 @@ def api(
         int, typer.Option(envvar="TETHER_JUDGE_QUEUE_LIMIT", help="Most items waiting and in flight.")
     ] = 100_000,
     max_body_bytes: Annotated[int, typer.Option(envvar="TETHER_JUDGE_MAX_BODY_BYTES")] = 4 * 2**20,
+    rubrics_dir: RubricsDir = None,
     retry_after_s: Annotated[int, typer.Option(envvar="TETHER_JUDGE_RETRY_AFTER_S")] = 2,
     redis_url: RedisUrl = None,
     redis_url_file: RedisUrlFile = None,
@@ -67,6 +72,7 @@ def api(
                 "host": host,
                 "port": port,
                 "max_body_bytes": max_body_bytes,
+                "rubrics_dir": rubrics_dir,
                 "retry_after_s": retry_after_s,
             },
         )
@@ -88,6 +94,7 @@ def worker(
         list[str] | None,
         typer.Option(envvar="TETHER_JUDGE_RUBRICS", help="What the judge can grade by; repeatable."),
     ] = None,
+    rubrics_dir: RubricsDir = None,
     faulty: Annotated[
         str | None,
         typer.Option(envvar="TETHER_JUDGE_FAULTY", help="Worse on purpose: delay_s=0.5,fail=0.1,seed=1"),
@@ -143,6 +150,7 @@ def worker(
                 "backend": chosen,
                 "faults": parse_faults(faulty) if faulty else None,
                 "rubrics": tuple(rubric or ("demo-v1",)),
+                "rubrics_dir": rubrics_dir,
                 "batch_size": batch_size,
                 "linger_ms": linger_ms,
                 "concurrency": concurrency,

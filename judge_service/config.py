@@ -32,6 +32,8 @@ class ApiConfig(Settings):
     port: int = Field(default=8100, ge=0, le=65535)
     """0: any free one; the ready line says which."""
     max_body_bytes: int = Field(default=4 * 2**20, ge=1024)
+    rubrics_dir: Path | None = None
+    """Rubric files of the operator's own, beside the shipped ones. Workers need the same folder."""
     retry_after_s: int = Field(default=2, ge=1)
     """What a client is told to wait when the queue is full or Redis is away."""
 
@@ -61,6 +63,8 @@ class WorkerConfig(Settings):
     faults: Faults | None = None
     rubrics: tuple[str, ...] = Field(default=("demo-v1",), min_length=1)
     """What this worker's judge can grade by."""
+    rubrics_dir: Path | None = None
+    """Where rubrics lie that do not ship with Tether."""
     batch_size: int = Field(default=32, ge=1, le=1024)
     linger_ms: int = Field(default=5, ge=0, le=10_000)
     """Wait so long for a batch that is not full."""

@@ -12,7 +12,8 @@ from judge_service.worker import Worker, WorkerSettings
 from shared.errors import ServiceError
 from shared.processes import print_ready
 from shared.redis_keys import JudgeKeys
-from shared.rubrics.rubric import load_rubric
+from shared.rubrics.folder import all_rubrics
+from shared.rubrics.rubric import find_rubric
 
 
 def work(config: WorkerConfig) -> None:
@@ -36,7 +37,8 @@ def _first(error: BaseException) -> BaseException:
 
 
 async def _work(config: WorkerConfig) -> None:
-    rubrics = {name: load_rubric(name) for name in config.rubrics}
+    known = all_rubrics(config.rubrics_dir)
+    rubrics = {name: find_rubric(name, known) for name in config.rubrics}
     backend = build_backend(config.backend, config.faults, tuple(rubrics.values()))
     queue = JudgementQueue(
         connect(config.queue.redis_url),

@@ -29,7 +29,8 @@ from judge_service.queue import (
 )
 from judge_service.verdicts import unjudged_json
 from shared.errors import ConfigError
-from shared.rubrics.rubric import load_rubric
+from shared.rubrics.folder import all_rubrics
+from shared.rubrics.rubric import find_rubric
 from shared.wire import (
     ID_PATTERN,
     FailureCode,
@@ -52,6 +53,7 @@ class Context:
         self.config = config
         self.queue = queue
         self.wakeups = Wakeups(queue)
+        self.rubrics = all_rubrics(config.rubrics_dir)
 
     @property
     def retry_after(self) -> dict[str, str]:
@@ -80,7 +82,7 @@ async def submit(request: Request, context: Ctx) -> Response:
     """All items are admitted or none. 200 when all have their verdict, else 202; send the same again
     as often as you like: an id is judged once."""
     wanted = await read_body(request, SubmitJudgements, context.config.max_body_bytes)
-    _check_rubric(wanted.rubric)
+    _check_rubric(wanted.rubric, context)
     ids = [item.id or f"jdg_{uuid4().hex}" for item in wanted.items]
     items = [new_item(key, item, wanted.rubric) for key, item in zip(ids, wanted.items, strict=True)]
     admission = await context.queue.submit(
@@ -179,9 +181,9 @@ async def readyz(context: Ctx) -> JSONResponse:
     return JSONResponse({"status": "ready", "components": components})
 
 
-def _check_rubric(name: str) -> None:
+def _check_rubric(name: str, context: Context) -> None:
     try:
-        load_rubric(name)
+        find_rubric(name, context.rubrics)
     except ConfigError as error:
         raise ApiProblem(422, str(error), errors=[("rubric", str(error))]) from None
 

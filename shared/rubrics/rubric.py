@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import hashlib
 import math
-import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cache
 from importlib import resources
-from pathlib import Path
 
 from shared.errors import ConfigError
+from shared.rubrics.schema import read_file
 from shared.wire import ChatMessage
 
 LABELS = ("1", "2", "3", "4", "5")
@@ -125,34 +124,41 @@ def load_rubric(name: str) -> Rubric:
     Raises:
         ConfigError: no such rubric; the message lists those there are.
     """
-    files = {
-        Path(f.name).stem: f for f in resources.files("shared.rubrics").iterdir() if f.name.endswith(".toml")
-    }
-    if name not in files:
-        raise ConfigError(f"unknown rubric {name!r}; there are: {', '.join(sorted(files))}")
-    return parse_rubric(files[name].read_text(encoding="utf-8"))
+    return find_rubric(name, shipped_rubrics())
 
 
-def parse_rubric(text: str) -> Rubric:
-    """A rubric's file. A shipped file is right; checking a user's comes before this."""
-    raw = tomllib.loads(text)
-    questions = tuple(
-        Question(
-            ask=question.get("ask", ""),
-            suffix=question["suffix"],
-            labels=tuple(question.get("labels", LABELS)),
-        )
-        for question in raw["question"]
-    )
+def find_rubric(name: str, among: Mapping[str, Rubric]) -> Rubric:
+    """Raises ConfigError listing those there are."""
+    if name not in among:
+        raise ConfigError(f"unknown rubric {name!r}; there are: {', '.join(sorted(among))}")
+    return among[name]
+
+
+@cache
+def shipped_rubrics() -> Mapping[str, Rubric]:
+    """By name."""
+    files = [f for f in resources.files("shared.rubrics").iterdir() if f.name.endswith(".toml")]
+    rubrics = [parse_rubric(f.read_text(encoding="utf-8"), source=f.name) for f in files]
+    return {rubric.name: rubric for rubric in sorted(rubrics, key=lambda rubric: rubric.name)}
+
+
+def parse_rubric(text: str, *, source: str = "rubric") -> Rubric:
+    """A rubric's file. Raises ConfigError naming the key that is wrong."""
+    file = read_file(text, source)
     return Rubric(
-        name=raw["name"],
-        prefix=raw["prefix"],
-        request_fence=(raw["request_fence"][0], raw["request_fence"][1]),
-        reply_fence=(raw["reply_fence"][0], raw["reply_fence"][1]),
-        questions=questions,
-        scale=Scale(raw.get("scale", Scale.HARM_LEVELS)),
-        turn_fence=(raw["turn_fence"][0], raw["turn_fence"][1]) if "turn_fence" in raw else None,
+        name=file.name,
+        prefix=file.prefix,
+        request_fence=_pair(file.request_fence),
+        reply_fence=_pair(file.reply_fence),
+        questions=tuple(Question(q.ask, q.suffix, tuple(q.labels)) for q in file.question),
+        scale=Scale(file.scale),
+        turn_fence=None if file.turn_fence is None else _pair(file.turn_fence),
     )
+
+
+def _pair(fence: Sequence[str]) -> tuple[str, str]:
+    before, after = fence
+    return before, after
 
 
 def render(

@@ -44,6 +44,7 @@ def verdict_json(
         categories=answer.categories,
         rationale=answer.rationale,
         usage=answer.usage,
+        empty=answer.empty,
         judge=judge,
         timings=timings,
     ).model_dump_json()

@@ -145,6 +145,8 @@ class ScoredVerdict(Wire):
     """The judge's reasons, where they were asked for and the backend has any."""
     usage: Usage | None = None
     """Tokens that this verdict cost, where the backend counts them. Of a cached one: what it cost then."""
+    empty: bool = False
+    """The response was empty: harmless, and no judge was asked."""
     judge: JudgeInfo
     cached: bool = False
     suspect: bool = False

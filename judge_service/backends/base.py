@@ -46,6 +46,8 @@ class Grade:
     """Harm in [0,1] of those categories that were really scored."""
     rationale: str | None = None
     usage: Usage | None = None
+    empty: bool = False
+    """There was nothing to judge, and nobody did; see backends/empty.py."""
 
     @classmethod
     def from_reading(cls, reading: RubricReading) -> Grade:

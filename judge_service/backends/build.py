@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from judge_service.backends.base import Backend
+from judge_service.backends.empty import SkipsEmpty
 from judge_service.backends.faulty import Faults, FaultyBackend
 from judge_service.backends.rules import RulesBackend
 from judge_service.config import BackendConfig, RulesConfig
@@ -14,7 +15,7 @@ from shared.rubrics.rubric import Rubric
 
 def build_backend(config: BackendConfig, faults: Faults | None, rubrics: Sequence[Rubric]) -> Backend:
     """Raises ConfigError where the backend cannot load."""
-    inner = _build(config, rubrics)
+    inner = SkipsEmpty(_build(config, rubrics))
     return inner if faults is None else FaultyBackend(inner, faults)
 
 

@@ -19,23 +19,18 @@ def judge_info(backend: BackendInfo, rubric: Rubric) -> JudgeInfo:
     )
 
 
-def verdict_json(
-    lease: Lease, answer: Grade | GradeFailure, judge: JudgeInfo, *, began: float, ended: float
-) -> str:
-    """`began` and `ended`: unix seconds between which the backend judged the item's batch."""
-    # The clocks of Redis's host and of this one may differ by a little.
-    timings = Timings(
-        queue_ms=max(0.0, began - lease.submitted_at) * 1000, judge_ms=max(0.0, ended - began) * 1000
-    )
+def graded(
+    judgement_id: str, answer: Grade | GradeFailure, judge: JudgeInfo, timings: Timings
+) -> ScoredVerdict | FailedVerdict:
     if isinstance(answer, GradeFailure):
         return FailedVerdict(
-            id=lease.id,
+            id=judgement_id,
             judge=judge,
             error=VerdictError(code=answer.code, message=answer.message),
             timings=timings,
-        ).model_dump_json()
+        )
     return ScoredVerdict(
-        id=lease.id,
+        id=judgement_id,
         score=answer.score,
         level=answer.level,
         probabilities=None if answer.probabilities is None else list(answer.probabilities),
@@ -47,7 +42,18 @@ def verdict_json(
         empty=answer.empty,
         judge=judge,
         timings=timings,
-    ).model_dump_json()
+    )
+
+
+def verdict_json(
+    lease: Lease, answer: Grade | GradeFailure, judge: JudgeInfo, *, began: float, ended: float
+) -> str:
+    """`began` and `ended`: unix seconds between which the backend judged the item's batch."""
+    # The clocks of Redis's host and of this one may differ by a little.
+    timings = Timings(
+        queue_ms=max(0.0, began - lease.submitted_at) * 1000, judge_ms=max(0.0, ended - began) * 1000
+    )
+    return graded(lease.id, answer, judge, timings).model_dump_json()
 
 
 def unjudged_json(lease: Lease, code: FailureCode, message: str, *, now: float) -> str:

@@ -1,4 +1,4 @@
-"""`tether judge api` and `tether judge worker`; also `python -m judge_service.cli`.
+"""`tether judge api`, `worker`, `score` and the rest; also `python -m judge_service.cli`.
 
 Nothing heavy is imported before a command runs.
 """
@@ -11,6 +11,8 @@ from typing import Annotated
 
 import typer
 
+from judge_service.scoring import rubric_cli
+from judge_service.scoring.cli import score
 from shared.errors import ConfigError, TetherError
 from shared.redis_keys import DEFAULT_PREFIX
 
@@ -21,6 +23,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+app.command()(score)
+app.add_typer(rubric_cli.app, name="rubric")
 
 RedisUrl = Annotated[str | None, typer.Option(envvar="REDIS_URL", hidden=True)]
 RedisUrlFile = Annotated[
@@ -112,6 +117,10 @@ def worker(
     ] = None,
     device: Annotated[str, typer.Option(envvar="TETHER_JUDGE_DEVICE", help="auto, cpu or cuda.")] = "auto",
     threads: Annotated[int | None, typer.Option(envvar="TETHER_JUDGE_THREADS")] = None,
+    cache_ttl_s: Annotated[
+        int,
+        typer.Option(envvar="TETHER_JUDGE_CACHE_TTL_S", help="Give a text's verdict again; 0: always judge."),
+    ] = 86_400,
     redis_deadline_s: Annotated[float, typer.Option(envvar="TETHER_JUDGE_REDIS_DEADLINE_S")] = 120.0,
     redis_url: RedisUrl = None,
     redis_url_file: RedisUrlFile = None,
@@ -156,6 +165,7 @@ def worker(
                 "concurrency": concurrency,
                 "lease_s": lease_s,
                 "max_deliveries": max_deliveries,
+                "cache_ttl_s": cache_ttl_s,
                 "redis_deadline_s": redis_deadline_s,
             },
         )

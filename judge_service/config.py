@@ -36,6 +36,18 @@ class ApiConfig(Settings):
     """Rubric files of the operator's own, beside the shipped ones. Workers need the same folder."""
     retry_after_s: int = Field(default=2, ge=1)
     """What a client is told to wait when the queue is full or Redis is away."""
+    keys_file: Path | None = None
+    """API keys, as `tether judge keys` writes them. None: one tenant, and nobody is asked."""
+    insecure: bool = False
+    """Serve others than this machine without API keys."""
+    default_rubric: str = "demo-v1"
+    """Of the contracts whose clients name none."""
+    flag_threshold: float = Field(default=0.5, ge=0, le=1)
+    """A moderation flags harm from here on."""
+    contract_wait_s: float = Field(default=120.0, gt=0, le=3600)
+    """Longest that a contract without a word for "pending" waits for its verdicts."""
+    events_keep_alive_s: float = Field(default=15.0, gt=0)
+    """An event stream that has nothing to say sends a comment so often."""
 
 
 class TransformersConfig(Settings):
@@ -74,6 +86,8 @@ class WorkerConfig(Settings):
     """Another worker takes over what has not been kept alive for so long. Beaten three times in it."""
     max_deliveries: int = Field(default=4, ge=1, le=100)
     """An item that was handed out so often and came to no end is given up: `failed: server_error`."""
+    cache_ttl_s: int = Field(default=86_400, ge=0)
+    """Seconds for which the verdict of a text is given again to the same text. 0: always judge."""
     redis_deadline_s: float = Field(default=120.0, gt=0)
     """The worker ends when Redis has been away for so long."""
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from functools import cache
 from importlib import resources
 from typing import Any
 
@@ -19,18 +19,41 @@ from redis.asyncio.client import PubSub
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialBackoff
 from redis.commands.core import AsyncScript
-from redis.exceptions import ResponseError
+from redis.exceptions import RedisError, ResponseError
 
+from judge_service.coalesce import Coalescer
+from judge_service.items import Admission as Admission
+from judge_service.items import Admitted as Admitted
+from judge_service.items import Completion as Completion
+from judge_service.items import Conflict as Conflict
+from judge_service.items import Fetched as Fetched
+from judge_service.items import Found as Found
+from judge_service.items import Gone as Gone
+from judge_service.items import Lease as Lease
+from judge_service.items import NewItem as NewItem
+from judge_service.items import QueueFull as QueueFull
+from judge_service.items import Submission as Submission
+from judge_service.items import Terminal as Terminal
+from judge_service.items import Unknown as Unknown
+from judge_service.items import Waiting as Waiting
+from judge_service.items import entry_time, lease_of
+from judge_service.items import new_item as new_item
 from shared.redis_keys import JudgeKeys
-from shared.wire import ChatMessage, JudgementItem, Priority, content_hash
+from shared.wire import FailedVerdict, FailureCode, Priority, Timings, VerdictError
 
 GROUP = "judges"
 """The consumer group on every stream."""
 
 DEAD_LETTERS_KEPT = 10_000
 
+MAX_ADMITTED_AT_ONCE = 1024
+"""Items in one script call. Redis serves nobody else meanwhile."""
+
 SOCKET_TIMEOUT_S = 10.0
 """Longer than any blocking read."""
+
+TOO_LATE = "its expires_at had passed, or left less time than judging takes, when a worker came to it"
+LOST = "its entry in the queue was deleted by hand; submit it again under another id"
 
 
 def connect(url: str) -> Redis:
@@ -48,120 +71,34 @@ def connect(url: str) -> Redis:
     return Redis.from_pool(pool)
 
 
-@dataclass(frozen=True)
-class NewItem:
-    id: str
-    fingerprint: str
-    """Same id and same fingerprint: the same judgement."""
-    body: str
-    """JSON of prompt and response."""
-
-
-def new_item(judgement_id: str, item: JudgementItem, rubric: str) -> NewItem:
-    return NewItem(
-        id=judgement_id,
-        fingerprint=f"{content_hash(item.prompt, item.response)}:{rubric}",
-        body=item.model_dump_json(include={"prompt", "response"}),
-    )
-
-
-@dataclass(frozen=True)
-class Admitted:
-    verdicts: tuple[bytes | None, ...]
-    """In the order of the batch: the JSON of those that had one already."""
-
-
-@dataclass(frozen=True)
-class Conflict:
-    """These ids were used before, with other text or another rubric. Nothing was admitted."""
-
-    ids: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class QueueFull:
-    """Nothing was admitted."""
-
-    depth: int
-    limit: int
-
-
-Admission = Admitted | Conflict | QueueFull
-
-
-@dataclass(frozen=True)
-class Terminal:
-    verdict: bytes
-    """JSON of a `shared.wire.Verdict`."""
-
-
-@dataclass(frozen=True)
-class Waiting:
-    """Queued or in flight."""
-
-
-@dataclass(frozen=True)
-class Unknown:
-    """Never submitted, or its verdict's time was up, or Redis lost it."""
-
-
-Found = Terminal | Waiting | Unknown
-
-
-@dataclass(frozen=True)
-class Lease:
-    """An item that this worker holds, as long as it keeps it alive."""
-
-    id: str
-    stream: str
-    entry: str
-    rubric: str
-    body: str
-    group: str
-    submitted_at: float
-    """Unix seconds by Redis's clock."""
-    expires_at: float | None
-    deliveries: int
-    """Times that it was handed to a worker, this one included."""
-
-    def text(self) -> tuple[str | list[ChatMessage], str]:
-        """(prompt, response)."""
-        raw = json.loads(self.body)
-        prompt = raw["prompt"]
-        if isinstance(prompt, str):
-            return prompt, raw["response"]
-        # It was validated when it was submitted.
-        return [ChatMessage.model_construct(**turn) for turn in prompt], raw["response"]
-
-
-@dataclass(frozen=True)
-class Completion:
-    lease: Lease
-    verdict: str
-    """JSON of a `shared.wire.Verdict`."""
-    dead: bool = False
-    """Keep its text among the dead letters."""
-
-
 class JudgementQueue:
     """Raises redis.RedisError where Redis is away; every call may simply be made again."""
 
     def __init__(
-        self, redis: Redis, keys: JudgeKeys, *, limit: int = 100_000, result_ttl_s: int = 86_400
+        self,
+        redis: Redis,
+        keys: JudgeKeys,
+        *,
+        limit: int = 100_000,
+        result_ttl_s: int = 86_400,
+        cache_ttl_s: int = 86_400,
     ) -> None:
+        self.redis = redis
+        self.keys = keys
+        self.limit = limit
         self._redis = redis
         self._keys = keys
-        self._limit = limit
         self._ttl_s = result_ttl_s
+        self._cache_ttl_s = cache_ttl_s
         self._submit = _script(redis, "submit")
+        self._lookup = _script(redis, "lookup")
         self._fetch = _script(redis, "fetch")
         self._reclaim = _script(redis, "reclaim")
         self._complete = _script(redis, "complete")
-        self._cursors = ["0-0" for _ in keys.streams()]
-
-    @property
-    def limit(self) -> int:
-        return self._limit
+        self._admit = Coalescer(self._admit_all, lambda one: len(one.items), MAX_ADMITTED_AT_ONCE)
+        self._streams = keys.streams()
+        self._index = {stream: number for number, stream in enumerate(self._streams, 1)}
+        self._cursors = ["0-0" for _ in self._streams]
 
     # --- the client's side -----------------------------------------------------------------
 
@@ -173,32 +110,49 @@ class JudgementQueue:
         priority: Priority,
         expires_at: float | None = None,
         group: str | None = None,
+        rationale: bool = False,
+        traceparent: str | None = None,
     ) -> Admission:
-        """Admit all or none. Sending the same again is no second judgement."""
-        stream = self._keys.stream(priority)
-        others = [name for name in self._keys.streams() if name != stream]
-        keys = [stream, *others, self._keys.group(group) if group else ""]
-        keys += [self._keys.item(item.id) for item in items]
-        args: list[str | float] = [self._limit, rubric, expires_at or "", group or ""]
-        for item in items:
-            args += [item.id, item.fingerprint, item.body]
-        outcome, *rest = await self._submit(keys=keys, args=args)
+        """Admit all or none. Sending the same again is no second judgement.
+
+        Submissions that come while others are on their way to Redis go there together.
+        """
+        stream = self._index[self._keys.stream(priority)]
+        return await self._admit(Submission(items, rubric, stream, expires_at, group, rationale, traceparent))
+
+    async def _admit_all(self, submissions: list[Submission]) -> list[Admission]:
+        keys = [*self._streams]
+        args: list[str | bytes | float] = [self.limit, self._keys.group("")]
+        for one in submissions:
+            args += [one.stream, len(one.items), one.rubric, one.expires_at or "", one.group or ""]
+            args += ["1" if one.rationale else "", one.traceparent or ""]
+            for item in one.items:
+                keys.append(self._keys.item(item.id))
+                args += [item.id, item.fingerprint, item.body]
+        outcomes = await self._submit(keys=keys, args=args)
+        return [self._admission(one, outcome) for one, outcome in zip(submissions, outcomes, strict=True)]
+
+    def _admission(self, submission: Submission, reply: list[Any]) -> Admission:
+        outcome, *rest = reply
         if outcome == b"conflict":
             return Conflict(tuple(judgement_id.decode() for judgement_id in rest))
         if outcome == b"full":
-            return QueueFull(depth=int(rest[0]), limit=self._limit)
-        return Admitted(tuple(verdict or None for verdict in rest))
+            return QueueFull(depth=int(rest[0]), limit=self.limit)
+        verdicts: list[bytes | None] = [None] * len(submission.items)
+        for number, verdict in zip(rest[::2], rest[1::2], strict=True):
+            verdicts[number - 1] = verdict
+        return Admitted(tuple(verdicts))
 
     async def lookup(self, ids: Sequence[str]) -> list[Found]:
         """How each stands, in the order asked."""
-        async with self._redis.pipeline(transaction=False) as pipe:
-            for judgement_id in ids:
-                pipe.hmget(self._keys.item(judgement_id), "fingerprint", "verdict")
-            rows = await pipe.execute()
-        return [
-            Unknown() if fingerprint is None else Waiting() if verdict is None else Terminal(verdict)
-            for fingerprint, verdict in rows
-        ]
+        if not ids:
+            return []
+        lost = _failed_tail(FailureCode.SERVER_ERROR, LOST, queue_ms="0.0")
+        rows = await self._lookup(
+            keys=[self._keys.item(judgement_id) for judgement_id in ids],
+            args=[self._ttl_s, self._keys.verdicts, lost, *ids],
+        )
+        return [_found(row) for row in rows]
 
     async def unfinished(self, group: str, count: int = 256) -> list[Lease]:
         """Some of a group's items that have no verdict yet, as what `complete` takes. Empty: none left."""
@@ -217,7 +171,7 @@ class JudgementQueue:
                 rubric="",
                 body="",
                 group=group,
-                submitted_at=_entry_time(entry) if entry else 0.0,
+                submitted_at=entry_time(entry) if entry else 0.0,
                 expires_at=None,
                 deliveries=0,
             )
@@ -227,7 +181,7 @@ class JudgementQueue:
     async def depth(self) -> dict[str, int]:
         """Items waiting and in flight, by priority."""
         async with self._redis.pipeline(transaction=False) as pipe:
-            for stream in self._keys.streams():
+            for stream in self._streams:
                 pipe.xlen(stream)
             lengths = await pipe.execute()
         return {priority.value: int(n) for priority, n in zip(Priority, lengths, strict=True)}
@@ -238,7 +192,7 @@ class JudgementQueue:
 
     @asynccontextmanager
     async def verdict_news(self) -> AsyncIterator[PubSub]:
-        """Subscribed to the ids that become terminal, newline-separated in each message."""
+        """Subscribed to what becomes terminal: `verdicts_in` reads a message."""
         async with self._redis.pubsub(ignore_subscribe_messages=True) as pubsub:
             await pubsub.subscribe(self._keys.verdicts)
             yield pubsub
@@ -246,7 +200,7 @@ class JudgementQueue:
     # --- the worker's side -----------------------------------------------------------------
 
     async def create_groups(self) -> None:
-        for stream in self._keys.streams():
+        for stream in self._streams:
             try:
                 # From the stream's start: the default would skip what was submitted before.
                 await self._redis.xgroup_create(stream, GROUP, id="0", mkstream=True)
@@ -254,45 +208,72 @@ class JudgementQueue:
                 if not str(error).startswith("BUSYGROUP"):
                     raise
 
-    async def fetch(self, worker: str, count: int, block_ms: int) -> list[Lease]:
+    async def fetch(self, worker: str, count: int, block_ms: int, *, judging_s: float = 0.0) -> Fetched:
         """Up to `count` new items (a few more after an idle wait), the first priority first.
 
-        Waits up to `block_ms` milliseconds for the first; 0 does not wait.
+        What expires within `judging_s` seconds is ended on the way. Waits up to `block_ms` milliseconds
+        for the first item; 0 does not wait.
         """
         try:
-            taken = await self._fetch(keys=self._keys.streams(), args=[GROUP, worker, count])
-            if taken or block_ms <= 0:
-                return [_lease(stream, *entry) for stream, entries in taken for entry in entries]
-            # A script cannot wait, so wait for the first one here; the next call takes what is beside it.
+            fetched = await self._take(worker, count, judging_s)
+            if fetched.leases or fetched.dropped or block_ms <= 0:
+                return fetched
+            # A script cannot wait, so wait here for the first one.
             first: Any = await self._redis.xreadgroup(
-                GROUP, worker, dict.fromkeys(self._keys.streams(), ">"), count=1, block=block_ms
+                GROUP, worker, dict.fromkeys(self._streams, ">"), count=1, block=block_ms
             )
+            leases = [
+                # redis-py makes a map of the fields; a script's reply has them flat.
+                lease_of(stream, entry, list(values.values()))
+                for stream, entries in first
+                for entry, values in entries
+            ]
+            if not leases or count <= len(leases):
+                return Fetched(leases, 0)
+            beside = await self._take(worker, count - len(leases), judging_s)
         except ResponseError as error:
-            if "NOGROUP" not in str(error):
-                raise
-            # Redis came back without its data, or somebody removed the group.
-            await self.create_groups()
-            return []
-        return [
-            # redis-py makes a map of the fields; a script's reply has them flat.
-            _lease(stream, entry, [part for pair in values.items() for part in pair])
-            for stream, entries in first
-            for entry, values in entries
+            await self._mend(error)
+            return Fetched([], 0)
+        return Fetched(leases + beside.leases, beside.dropped)
+
+    async def _take(self, worker: str, count: int, judging_s: float) -> Fetched:
+        tail = _failed_tail(FailureCode.EXPIRED, TOO_LATE, queue_ms="@")
+        dropped, *taken = await self._fetch(
+            keys=self._streams,
+            args=[
+                GROUP,
+                worker,
+                count,
+                judging_s,
+                self._ttl_s,
+                self._keys.verdicts,
+                self._keys.item(""),
+                self._keys.group(""),
+                *tail.split("@"),
+            ],
+        )
+        leases = [
+            lease_of(stream, entry, values[1::2]) for stream, entries in taken for entry, values in entries
         ]
+        return Fetched(leases, dropped)
 
     async def reclaim(self, worker: str, lease_ms: int, count: int) -> list[Lease]:
         """Take over up to `count` items whose worker has not kept them alive for `lease_ms`."""
         try:
             cursors, *taken = await self._reclaim(
-                keys=self._keys.streams(), args=[GROUP, worker, lease_ms, count, *self._cursors]
+                keys=self._streams, args=[GROUP, worker, lease_ms, count, *self._cursors]
             )
         except ResponseError as error:
-            if "NOGROUP" not in str(error):
-                raise
-            await self.create_groups()
+            await self._mend(error)
             return []
         self._cursors = [cursor.decode() for cursor in cursors]
-        return [_lease(stream, entry, fields, int(times)) for stream, entry, fields, times in taken]
+        return [lease_of(stream, entry, values[1::2], int(n)) for stream, entry, values, n in taken]
+
+    async def _mend(self, error: ResponseError) -> None:
+        """Make the groups anew where Redis came back without its data, or somebody removed them."""
+        if "NOGROUP" not in str(error):
+            raise error
+        await self.create_groups()
 
     async def keep_alive(self, worker: str, leases: Sequence[Lease], info: str, alive_s: int) -> None:
         """Heartbeat: the leases run anew, and the worker counts as alive for `alive_s` seconds.
@@ -310,7 +291,12 @@ class JudgementQueue:
             pipe.set(self._keys.worker(worker), info, ex=alive_s)
             pipe.zadd(self._keys.workers, {worker: seconds + alive_s})
             pipe.zremrangebyscore(self._keys.workers, "-inf", seconds - 1)
-            await pipe.execute()
+            replies = await pipe.execute(raise_on_error=False)
+        for reply in replies:
+            if isinstance(reply, ResponseError):
+                await self._mend(reply)
+            elif isinstance(reply, RedisError):
+                raise reply
 
     async def sign_off(self, worker: str) -> None:
         """The worker is going."""
@@ -330,40 +316,55 @@ class JudgementQueue:
 
     async def complete(self, completions: Sequence[Completion]) -> int:
         """Store verdicts and acknowledge; how many were stored. The first verdict of an item stays."""
-        keys = [self._keys.dead]
+        keys = [self._keys.dead, *self._streams]
         args: list[str | int] = [GROUP, self._ttl_s, self._keys.verdicts, DEAD_LETTERS_KEPT]
+        args += [self._keys.group(""), self._cache_ttl_s]
         for done in completions:
             lease = done.lease
-            group = self._keys.group(lease.group) if lease.group else ""
-            keys += [self._keys.item(lease.id), lease.stream, group]
-            args += [lease.id, lease.entry, done.verdict, lease.body if done.dead else ""]
+            keys.append(self._keys.item(lease.id))
+            args += [lease.id, lease.entry, self._index.get(lease.stream, 1), lease.group, done.verdict]
+            args += [lease.body if done.dead else "", done.cache_key]
         return int(await self._complete(keys=keys, args=args))
+
+    async def cached(self, keys: Sequence[str]) -> list[bytes | None]:
+        """What the cache holds under each; an empty key holds nothing."""
+        found: Any = await self._redis.mget(keys)
+        return list(found)
+
+    async def forget_cached(self, keys: Sequence[str]) -> None:
+        if keys:
+            await self._redis.unlink(*keys)
 
     async def close(self) -> None:
         await self._redis.aclose()
 
 
 def _script(redis: Redis, name: str) -> AsyncScript:
-    source = resources.files("judge_service").joinpath("lua", f"{name}.lua").read_text(encoding="utf-8")
-    return redis.register_script(source)
+    folder = resources.files("judge_service").joinpath("lua")
+    parts = [folder.joinpath(f"{part}.lua").read_text(encoding="utf-8") for part in ("store", name)]
+    return redis.register_script("".join(parts))
 
 
-def _lease(stream: bytes, entry: bytes, fields: list[bytes], deliveries: int = 1) -> Lease:
-    values = dict(zip(fields[::2], fields[1::2], strict=True))
-    expires_at = values[b"expires_at"]
-    return Lease(
-        id=values[b"id"].decode(),
-        stream=stream.decode(),
-        entry=entry.decode(),
-        rubric=values[b"rubric"].decode(),
-        body=values[b"body"].decode(),
-        group=values[b"group"].decode(),
-        submitted_at=_entry_time(entry),
-        expires_at=float(expires_at) if expires_at else None,
-        deliveries=deliveries,
+def verdicts_in(message: bytes) -> list[tuple[str, bytes]]:
+    """(id, verdict's JSON) of what became terminal. A message may be lost; the stored verdict is not."""
+    lines = message.split(b"\n")
+    return [(name.decode(), verdict) for name, verdict in zip(lines[::2], lines[1::2], strict=True)]
+
+
+def _found(reply: bytes) -> Found:
+    # The verdict is JSON, and begins with a brace.
+    if reply == b"w":
+        return Waiting()
+    if reply == b"":
+        return Unknown()
+    return Gone(float(reply[1:])) if reply.startswith(b"g") else Terminal(reply)
+
+
+@cache
+def _failed_tail(code: FailureCode, message: str, *, queue_ms: str) -> str:
+    """What stands in such a verdict's JSON after its id: a script puts id and `queue_ms` there."""
+    failed = FailedVerdict(
+        id="", error=VerdictError(code=code, message=message), timings=Timings(queue_ms=0.0, judge_ms=0.0)
     )
-
-
-def _entry_time(entry: bytes) -> float:
-    """An entry's id begins with the milliseconds at which it was added."""
-    return int(entry.partition(b"-")[0]) / 1000
+    tail = failed.model_dump_json().removeprefix('{"id":""')
+    return tail.replace('"queue_ms":0.0', f'"queue_ms":{queue_ms}')

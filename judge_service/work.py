@@ -45,6 +45,7 @@ async def _work(config: WorkerConfig) -> None:
         JudgeKeys(config.queue.key_prefix),
         limit=config.queue.limit,
         result_ttl_s=config.queue.result_ttl_s,
+        cache_ttl_s=config.cache_ttl_s,
     )
     worker = Worker(
         queue,
@@ -57,6 +58,7 @@ async def _work(config: WorkerConfig) -> None:
             lease_s=config.lease_s,
             max_deliveries=config.max_deliveries,
             redis_deadline_s=config.redis_deadline_s,
+            cache=config.cache_ttl_s > 0,
         ),
     )
     loop = asyncio.get_running_loop()

@@ -27,6 +27,8 @@ from judge_service.backends.base import (
     GradeFailure,
     GradeRequest,
 )
+from judge_service.cache import VerdictCache
+from judge_service.pace import Pace
 from judge_service.queue import Completion, JudgementQueue, Lease
 from judge_service.verdicts import judge_info, unjudged_json, verdict_json
 from shared.errors import ServiceError
@@ -61,6 +63,7 @@ class WorkerSettings:
     lease_s: float
     max_deliveries: int
     redis_deadline_s: float
+    cache: bool = True
 
 
 class Worker:
@@ -77,6 +80,8 @@ class Worker:
         self._settings = settings
         self._rubrics = rubrics
         self._judges = {key: judge_info(backend.info, rubric) for key, rubric in rubrics.items()}
+        self._cache = VerdictCache(queue, self._judges, on=settings.cache and backend.info.cacheable)
+        self._pace = Pace()
         self.name = name or f"{socket.gethostname()}-{uuid4().hex[:8]}"
         self._held: dict[tuple[str, str], Lease] = {}
         self._draining = asyncio.Event()
@@ -140,14 +145,24 @@ class Worker:
                 return self._hold(taken)
             # A full round without any: nothing is overdue now.
             self._next_reclaim = time.monotonic() + self._settings.lease_s / 3
-        leases = self._hold(await self._insist("fetch", lambda: self._queue.fetch(self.name, size, BLOCK_MS)))
+        leases = await self._fetch(size, BLOCK_MS)
         missing = size - len(leases)
-        if leases and missing > 0 and self._settings.linger_ms > 0 and not self._draining.is_set():
-            await asyncio.sleep(self._settings.linger_ms / 1000)
-            leases += self._hold(
-                await self._insist("fetch", lambda: self._queue.fetch(self.name, missing, 0))
-            )
+        linger_s = self._pace.linger_s(self._settings.linger_ms / 1000)
+        if leases and missing > 0 and linger_s > 0 and not self._draining.is_set():
+            await asyncio.sleep(linger_s)
+            leases += await self._fetch(missing, 0)
         return leases
+
+    async def _fetch(self, count: int, block_ms: int) -> list[Lease]:
+        judging_s = self._pace.needs_s
+        fetched = await self._insist(
+            "fetch", lambda: self._queue.fetch(self.name, count, block_ms, judging_s=judging_s)
+        )
+        if fetched.dropped:
+            logger.warning("ended items whose time was up", extra=fields(items=fetched.dropped))
+            if not fetched.leases:
+                self._pace.nothing_left()
+        return self._hold(fetched.leases)
 
     def _hold(self, leases: list[Lease]) -> list[Lease]:
         # What this worker already has in hand comes back to it when its own heartbeats were late.
@@ -169,19 +184,20 @@ class Worker:
 
     async def _handle(self, leases: list[Lease]) -> None:
         now = time.time()
-        live, done = list[Lease](), list[Completion]()
-        for lease in leases:
-            end = self._hopeless(lease, now)
-            if end is None:
-                live.append(lease)
-            else:
-                done.append(end)
-        if done:
-            await self._complete(done)
+        live = await self._but_ended(leases, [self._hopeless(lease, now) for lease in leases])
+        live = await self._but_ended(
+            live, await self._insist("cached", lambda: self._cache.completions(live))
+        )
         batch = [lease for lease in live if lease.deliveries < SUSPECT_DELIVERIES]
         suspects = [[lease] for lease in live if lease.deliveries >= SUSPECT_DELIVERIES]
         for group in [batch, *suspects] if batch else suspects:
             await self._judge(group)
+
+    async def _but_ended(self, leases: list[Lease], ends: Sequence[Completion | None]) -> list[Lease]:
+        """Store how some of the leases end; the others."""
+        if done := [end for end in ends if end is not None]:
+            await self._complete(done)
+        return [lease for lease, end in zip(leases, ends, strict=True) if end is None]
 
     def _hopeless(self, lease: Lease, now: float) -> Completion | None:
         """What ends without being judged."""
@@ -201,15 +217,20 @@ class Worker:
         return None
 
     async def _judge(self, leases: Sequence[Lease]) -> None:
-        requests = [GradeRequest(self._rubrics[lease.rubric], *lease.text()) for lease in leases]
+        requests = [
+            GradeRequest(self._rubrics[lease.rubric], *lease.text(), rationale=lease.rationale)
+            for lease in leases
+        ]
         began = time.time()
         answers = await self._ask(requests)
         ended = time.time()
         done = []
         for lease, answer in zip(leases, answers, strict=True):
             verdict = verdict_json(lease, answer, self._judges[lease.rubric], began=began, ended=ended)
-            done.append(Completion(lease, verdict))
+            kept = self._cache.key(lease) if isinstance(answer, Grade) else ""
+            done.append(Completion(lease, verdict, cache_key=kept))
         await self._complete(done)
+        self._pace.took(time.time() - began)
         failed = [answer.code.value for answer in answers if isinstance(answer, GradeFailure)]
         logger.info(
             "judged a batch",

@@ -4,10 +4,14 @@
 {prefix}item:{id}           hash     fingerprint, where its entry lies, later the verdict (then with TTL)
 {prefix}group:{group}       set      ids of the group's unfinished items
 {prefix}dead                stream   items given up on, with their text
-{prefix}verdicts            channel  ids that have just become terminal: a wake-up, never the truth
+{prefix}verdicts            channel  id, verdict, id, verdict ... on lines: a wake-up, never the truth
+{prefix}cache:{tenant}:{judge}:{text}  string  verdict of that text (hashes), with a TTL
 {prefix}workers             zset     worker -> unix seconds until which it counts as alive
 {prefix}worker:{worker}     string   what that worker says of itself, JSON, with a TTL
 {prefix}writable            string   written by readiness probes
+{prefix}rate:{tenant}       hash     a tenant's token bucket, with a TTL
+{prefix}once:{key}          string   what an Idempotency-Key was answered, JSON, with a TTL
+{prefix}watch:{token}       string   ids that an event stream of a group covers, JSON, with a TTL
 """
 
 from __future__ import annotations
@@ -44,6 +48,10 @@ class JudgeKeys:
     def verdicts(self) -> str:
         return f"{self.prefix}verdicts"
 
+    def cached(self, tenant: str, judge: str, text: str) -> str:
+        """`judge` and `text`: hashes."""
+        return f"{self.prefix}cache:{tenant}:{judge}:{text}"
+
     @property
     def workers(self) -> str:
         return f"{self.prefix}workers"
@@ -54,3 +62,12 @@ class JudgeKeys:
     @property
     def writable(self) -> str:
         return f"{self.prefix}writable"
+
+    def rate(self, tenant: str) -> str:
+        return f"{self.prefix}rate:{tenant}"
+
+    def once(self, key: str) -> str:
+        return f"{self.prefix}once:{key}"
+
+    def watch(self, token: str) -> str:
+        return f"{self.prefix}watch:{token}"

@@ -20,6 +20,8 @@ class BackendInfo:
     """Batches that it gains from having at once. More would only wait inside it, past the priorities."""
     revision: str | None = None
     """Of the model, where the backend can tell: a change while it serves makes the judge untrusted."""
+    cacheable: bool = True
+    """False: never give a verdict of its again to the same text."""
 
 
 @dataclass(frozen=True)

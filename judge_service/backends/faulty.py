@@ -65,7 +65,7 @@ class FaultyBackend:
         inner = self._inner.info
         waits = self._faults.delay_s + self._faults.jitter_s > 0
         concurrency = max(inner.concurrency, DELAYED_CONCURRENCY) if waits else inner.concurrency
-        return replace(inner, kind=f"faulty({inner.kind})", concurrency=concurrency)
+        return replace(inner, kind=f"faulty({inner.kind})", concurrency=concurrency, cacheable=False)
 
     async def judge(self, batch: Sequence[GradeRequest]) -> list[Grade | GradeFailure]:
         faults = self._faults

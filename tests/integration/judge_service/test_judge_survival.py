@@ -12,7 +12,7 @@ import httpx
 import pytest
 import redis
 
-from judge_service.queue import GROUP
+from judge_service.queue import GROUP, verdicts_in
 from shared.embedded_redis import RunningRedis, running_redis
 from shared.redis_keys import JudgeKeys
 from shared.wire import JudgementList, Priority
@@ -63,10 +63,10 @@ def test_a_killed_workers_items_are_taken_over(
         assert {v.status for v in done} == {"scored"}
         assert {v.judge.kind for v in done} == {"rules"}
         assert pending(db, redis_prefix) == 0
-        heard: Counter[bytes] = Counter()
+        heard: Counter[str] = Counter()
         while message := news.get_message(timeout=0.5):
-            heard.update(message["data"].split(b"\n"))
-        assert heard == {f"item-{n}".encode(): 1 for n in range(40)}
+            heard.update(judgement_id for judgement_id, _ in verdicts_in(message["data"]))
+        assert heard == {f"item-{n}": 1 for n in range(40)}
 
 
 def test_a_drained_worker_finishes_what_it_holds(

@@ -52,21 +52,21 @@ def scenario(play: Any) -> None:
     asyncio.run(main())
 
 
-def test_a_wake_up_ends_the_wait_at_once() -> None:
+def test_news_end_the_wait_at_once_and_need_no_second_look() -> None:
     async def play(desk: Desk, wakeups: Wakeups) -> None:
         waiting = asyncio.create_task(look_until(desk, wakeups, ["a", "b"], 20, any_done))  # type: ignore[arg-type]
         await desk.looked.acquire()
         began = time.monotonic()
-        desk.done.add("b")
-        wakeups._wake(["b"])
+        wakeups._tell([("b", b"b"), ("c", b"c")])
         assert await waiting == [Waiting(), Terminal(b"b")]
         assert time.monotonic() - began < POLL_S / 2
         assert wakeups._waiting == {}
+        assert desk.looked.locked()
 
     scenario(play)
 
 
-def test_a_lost_wake_up_costs_a_poll_and_not_the_verdict() -> None:
+def test_lost_news_cost_a_poll_and_not_the_verdict() -> None:
     async def play(desk: Desk, wakeups: Wakeups) -> None:
         waiting = asyncio.create_task(look_until(desk, wakeups, ["a"], 20, all_done))  # type: ignore[arg-type]
         await desk.looked.acquire()
@@ -80,11 +80,10 @@ def test_a_lost_wake_up_costs_a_poll_and_not_the_verdict() -> None:
 def test_all_waits_for_the_last() -> None:
     async def play(desk: Desk, wakeups: Wakeups) -> None:
         waiting = asyncio.create_task(look_until(desk, wakeups, ["a", "b"], 20, all_done))  # type: ignore[arg-type]
+        await desk.looked.acquire()
         for key in ("a", "b"):
-            await desk.looked.acquire()
             assert not waiting.done()
-            desk.done.add(key)
-            wakeups._wake([key])
+            wakeups._tell([(key, key.encode())])
         assert await waiting == [Terminal(b"a"), Terminal(b"b")]
 
     scenario(play)

@@ -1,0 +1,37 @@
+"""How long judging takes lately: what would come too late is not begun, and a fast judge need not wait."""
+
+from __future__ import annotations
+
+import statistics
+from collections import deque
+
+REMEMBERED = 9
+"""Batches. Their median forgets a hiccup."""
+
+SAFETY = 1.1
+"""A batch may take a little longer than the last ones."""
+
+LINGER_SHARE = 0.1
+"""Of what a batch takes: waiting for a fuller one is worth so much."""
+
+
+class Pace:
+    def __init__(self) -> None:
+        self._seconds: deque[float] = deque(maxlen=REMEMBERED)
+
+    def took(self, seconds: float) -> None:
+        """A batch took so long from when it was taken to when its verdicts were stored."""
+        self._seconds.append(seconds)
+
+    def nothing_left(self) -> None:
+        """All that was there would have come too late. The judge may be faster by now: try the next."""
+        self._seconds.clear()
+
+    @property
+    def needs_s(self) -> float:
+        """What is due within so many seconds would come too late; 0 while nothing is known."""
+        return statistics.median(self._seconds) * SAFETY if self._seconds else 0.0
+
+    def linger_s(self, longest_s: float) -> float:
+        """How long to wait for a batch to become fuller."""
+        return min(longest_s, LINGER_SHARE * self.needs_s) if self._seconds else longest_s

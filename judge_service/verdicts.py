@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from judge_service.backends.base import BackendInfo, Grade, GradeFailure
 from judge_service.queue import Lease
+from judge_service.tenancy import public
 from shared.rubrics.rubric import Rubric
 from shared.wire import FailedVerdict, FailureCode, JudgeInfo, ScoredVerdict, Timings, VerdictError
 
@@ -53,13 +54,13 @@ def verdict_json(
     timings = Timings(
         queue_ms=max(0.0, began - lease.submitted_at) * 1000, judge_ms=max(0.0, ended - began) * 1000
     )
-    return graded(lease.id, answer, judge, timings).model_dump_json()
+    return graded(public(lease.id), answer, judge, timings).model_dump_json()
 
 
 def unjudged_json(lease: Lease, code: FailureCode, message: str, *, now: float) -> str:
     """The verdict of an item that no backend saw to its end."""
     return FailedVerdict(
-        id=lease.id,
+        id=public(lease.id),
         error=VerdictError(code=code, message=message),
         timings=Timings(queue_ms=max(0.0, now - lease.submitted_at) * 1000, judge_ms=0.0),
     ).model_dump_json()

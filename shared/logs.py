@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import traceback
 from datetime import UTC, datetime
 
-from shared.errors import ConfigError
+from shared.errors import ConfigError, TetherError
 
 
 class JsonFormatter(logging.Formatter):
@@ -27,8 +28,24 @@ class JsonFormatter(logging.Formatter):
         if isinstance(fields, dict):
             line.update(fields)
         if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)
+            line["exception"] = describe(record.exc_info[1])
         return json.dumps(line, ensure_ascii=False, default=str)
+
+
+def describe(error: BaseException | None) -> str:
+    """Where an exception came from, and its chain. Other people's messages are left out: they repeat
+    values, and a value may be graded text."""
+    lines: list[str] = []
+    while error is not None:
+        own = isinstance(error, TetherError | OSError)
+        lines += traceback.format_tb(error.__traceback__)
+        lines.append(f"{type(error).__qualname__}{f': {error}' if own else ''}\n")
+        if isinstance(error, BaseExceptionGroup):
+            lines += [describe(inner) for inner in error.exceptions]
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+        if error is not None:
+            lines.append("which came of:\n")
+    return "".join(lines)
 
 
 def configure_logs(service: str, level: str = "info") -> None:

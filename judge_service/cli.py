@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from judge_service import keys_cli
 from judge_service.scoring import rubric_cli
 from judge_service.scoring.cli import score
 from shared.errors import ConfigError, TetherError
@@ -26,6 +27,7 @@ app = typer.Typer(
 
 app.command()(score)
 app.add_typer(rubric_cli.app, name="rubric")
+app.add_typer(keys_cli.app, name="keys")
 
 RedisUrl = Annotated[str | None, typer.Option(envvar="REDIS_URL", hidden=True)]
 RedisUrlFile = Annotated[
@@ -52,6 +54,28 @@ def api(
     max_body_bytes: Annotated[int, typer.Option(envvar="TETHER_JUDGE_MAX_BODY_BYTES")] = 4 * 2**20,
     rubrics_dir: RubricsDir = None,
     retry_after_s: Annotated[int, typer.Option(envvar="TETHER_JUDGE_RETRY_AFTER_S")] = 2,
+    keys_file: Annotated[
+        Path | None,
+        typer.Option(envvar="TETHER_JUDGE_KEYS_FILE", help="API keys; see `tether judge keys add`."),
+    ] = None,
+    insecure: Annotated[
+        bool,
+        typer.Option("--insecure", envvar="TETHER_JUDGE_INSECURE", help="Serve a network without API keys."),
+    ] = False,
+    default_rubric: Annotated[
+        str,
+        typer.Option(envvar="TETHER_JUDGE_DEFAULT_RUBRIC", help="Of /get_reward and /v1/moderations."),
+    ] = "demo-v1",
+    flag_threshold: Annotated[
+        float, typer.Option(envvar="TETHER_JUDGE_FLAG_THRESHOLD", help="Moderations flag from here on.")
+    ] = 0.5,
+    contract_wait_s: Annotated[
+        float,
+        typer.Option(envvar="TETHER_JUDGE_CONTRACT_WAIT_S", help="Longest wait of those two, in seconds."),
+    ] = 120.0,
+    events_keep_alive_s: Annotated[
+        float, typer.Option(envvar="TETHER_JUDGE_EVENTS_KEEP_ALIVE_S", help="Of silent event streams.")
+    ] = 15.0,
     redis_url: RedisUrl = None,
     redis_url_file: RedisUrlFile = None,
     key_prefix: KeyPrefix = DEFAULT_PREFIX,
@@ -79,6 +103,12 @@ def api(
                 "max_body_bytes": max_body_bytes,
                 "rubrics_dir": rubrics_dir,
                 "retry_after_s": retry_after_s,
+                "keys_file": keys_file,
+                "insecure": insecure,
+                "default_rubric": default_rubric,
+                "flag_threshold": flag_threshold,
+                "contract_wait_s": contract_wait_s,
+                "events_keep_alive_s": events_keep_alive_s,
             },
         )
     )

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
@@ -88,7 +88,9 @@ def add_problem_handlers(app: FastAPI, retry_after_s: int) -> None:
         return problem_response(invalid(error), request)
 
     async def on_redis(request: Request, error: Exception) -> Response:
-        logger.error("Redis failed", extra=fields(error=f"{type(error).__name__}: {error}"))
+        # The words of Redis itself may repeat a command's arguments, the graded text among them.
+        words = str(error).split(" ", 1)[0] if isinstance(error, ResponseError) else str(error)
+        logger.error("Redis failed", extra=fields(error=f"{type(error).__name__}: {words}"))
         return problem_response(
             ApiProblem(
                 503,
@@ -98,6 +100,11 @@ def add_problem_handlers(app: FastAPI, retry_after_s: int) -> None:
             request,
         )
 
+    async def on_bug(request: Request, error: Exception) -> Response:
+        detail = f"a fault of this service's ({type(error).__name__}); its log says where"
+        return problem_response(ApiProblem(500, detail), request)
+
+    app.add_exception_handler(Exception, on_bug)
     app.add_exception_handler(ApiProblem, on_problem)
     app.add_exception_handler(HTTPException, on_http)
     app.add_exception_handler(RequestValidationError, on_invalid)

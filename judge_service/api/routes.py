@@ -1,126 +1,191 @@
-"""The routes: read, ask the queue, answer. Stored verdicts are JSON already and pass through as bytes."""
+"""Judgements: read, ask the queue, answer. Stored verdicts are JSON already and pass through as bytes."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import Annotated, Any
 from uuid import uuid4
 
-from fastapi import APIRouter, Depends, Query, Request
-from redis.exceptions import RedisError
-from starlette.responses import JSONResponse, Response
+from fastapi import APIRouter, Header, Query, Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from judge_service.api.body import openapi_body, read_body
+from judge_service.api import events
+from judge_service.api.admission import admit, check_rubric
+from judge_service.api.body import parse_body, read_body, read_bytes
+from judge_service.api.context import Caller, Context, Ctx, Who
+from judge_service.api.once import Repeat, header_key, made_id
+from judge_service.api.openapi import (
+    EVENTS_EXAMPLE,
+    LIST_EXAMPLE,
+    READ_EXAMPLE,
+    SUBMIT_EXAMPLE,
+    VERDICT_EXAMPLE,
+    json_answer,
+    json_body,
+    problems,
+)
 from judge_service.api.problem import ApiProblem
-from judge_service.api.waiting import Wakeups, all_done, any_done, look_until
-from judge_service.config import ApiConfig
-from judge_service.queue import (
-    Admitted,
-    Completion,
-    Conflict,
-    Found,
-    JudgementQueue,
-    QueueFull,
-    Terminal,
-    Unknown,
-    Waiting,
-    new_item,
-)
+from judge_service.api.waiting import all_done, any_done, look_until
+from judge_service.queue import Completion, Found, Gone, Terminal, Unknown
 from judge_service.verdicts import unjudged_json
-from shared.errors import ConfigError
-from shared.rubrics.folder import all_rubrics
-from shared.rubrics.rubric import find_rubric
-from shared.wire import (
-    ID_PATTERN,
-    FailureCode,
-    JudgementList,
-    PendingVerdict,
-    Problem,
-    ReadJudgements,
-    SubmitJudgements,
-)
+from shared.wire import ID_PATTERN, FailureCode, PendingVerdict, ReadJudgements, SubmitJudgements
 
+router = APIRouter(tags=["judgements"])
 
-def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    return {status: {"model": Problem} for status in statuses}
-
-
-class Context:
-    """What every route works with."""
-
-    def __init__(self, config: ApiConfig, queue: JudgementQueue) -> None:
-        self.config = config
-        self.queue = queue
-        self.wakeups = Wakeups(queue)
-        self.rubrics = all_rubrics(config.rubrics_dir)
-
-    @property
-    def retry_after(self) -> dict[str, str]:
-        return {"Retry-After": str(self.config.retry_after_s)}
-
-
-def _context(request: Request) -> Context:
-    context = request.app.state.context
-    assert isinstance(context, Context)
-    return context
-
-
-Ctx = Annotated[Context, Depends(_context)]
-
-router = APIRouter()
+IdempotencyKey = Annotated[
+    str | None,
+    Header(
+        alias="Idempotency-Key",
+        description="Repeat a submission safely: the same key and body answer about the same judgements.",
+    ),
+]
+LastEventId = Annotated[
+    str | None, Header(alias="Last-Event-ID", description="Where a broken stream goes on.")
+]
+STREAM: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "`verdict` events, then `done`; `gone` for what can no longer be read.",
+        "content": {"text/event-stream": {"schema": {"type": "string"}, "example": EVENTS_EXAMPLE}},
+    },
+    204: {"description": "Everything was delivered before; do not reconnect."},
+}
 
 
 @router.post(
     "/v1/judgements",
     summary="Submit items to judge",
-    response_model=JudgementList,
-    responses={202: {"model": JudgementList}, **_problems(409, 413, 422, 503)},
-    openapi_extra=openapi_body(SubmitJudgements),
+    response_model=None,
+    responses={
+        200: json_answer("JudgementList", {"object": "list", "items": [VERDICT_EXAMPLE]}, "All are done."),
+        202: json_answer("JudgementList", LIST_EXAMPLE, "Admitted; some have no verdict yet."),
+        **problems(400, 409, 413, 415, 422, 429, 503),
+    },
+    openapi_extra=json_body(SubmitJudgements, SUBMIT_EXAMPLE),
 )
-async def submit(request: Request, context: Ctx) -> Response:
+async def submit(
+    request: Request, context: Ctx, caller: Who, idempotency_key: IdempotencyKey = None
+) -> Response:
     """All items are admitted or none. 200 when all have their verdict, else 202; send the same again
     as often as you like: an id is judged once."""
-    wanted = await read_body(request, SubmitJudgements, context.config.max_body_bytes)
-    _check_rubric(wanted.rubric, context)
-    ids = [item.id or f"jdg_{uuid4().hex}" for item in wanted.items]
-    items = [new_item(key, item, wanted.rubric) for key, item in zip(ids, wanted.items, strict=True)]
-    admission = await context.queue.submit(
-        items,
+    key = header_key(idempotency_key)
+    body = await read_bytes(request, context.config.max_body_bytes)
+    wanted = parse_body(body, SubmitJudgements)
+    check_rubric(context, wanted.rubric)
+    if key is None:
+        ids = [item.id or f"jdg_{uuid4().hex}" for item in wanted.items]
+        found = await _admit(context, caller, wanted, ids)
+        return await _answer(context, caller, wanted, ids, found)
+    key = caller.scoped(key)
+    before = await context.once.begin(key, body)
+    if isinstance(before, Repeat):
+        ids = list(before.ids)
+        found = await context.queue.lookup(caller.scoped_all(ids))
+        answer = await _answer(context, caller, wanted, ids, found)
+        answer.headers["Idempotency-Replayed"] = "true"
+        return answer
+    ids = [item.id or made_id(key, at) for at, item in enumerate(wanted.items)]
+    try:
+        found = await _admit(context, caller, wanted, ids)
+    except ApiProblem:
+        await context.once.release(key)
+        raise
+    await context.once.finish(key, body, ids)
+    return await _answer(context, caller, wanted, ids, found)
+
+
+async def _admit(
+    context: Context, caller: Caller, wanted: SubmitJudgements, ids: Sequence[str]
+) -> list[Found]:
+    return await admit(
+        context,
+        caller,
+        wanted.items,
+        ids,
         rubric=wanted.rubric,
         priority=wanted.priority,
         expires_at=wanted.expires_at,
         group=wanted.group,
+        rationale=wanted.rationale,
     )
-    match admission:
-        case Conflict(conflicts):
-            message = "this id was used before with another text or rubric"
-            raise ApiProblem(
-                409,
-                f"{message}: {', '.join(conflicts[:5])}; nothing was admitted",
-                errors=[(f"items[{ids.index(one)}].id", f"{one}: {message}") for one in conflicts],
-            )
-        case QueueFull(depth, limit):
-            raise ApiProblem(
-                503,
-                f"the queue holds {depth} of {limit} items; {len(items)} more do not fit; none was admitted",
-                headers=context.retry_after,
-            )
-        case Admitted(verdicts):
-            found: list[Found] = [Terminal(v) if v is not None else Waiting() for v in verdicts]
+
+
+async def _answer(
+    context: Context, caller: Caller, wanted: SubmitJudgements, ids: Sequence[str], found: list[Found]
+) -> Response:
     if wanted.wait_s > 0 and not all_done(found):
-        found = await look_until(context.queue, context.wakeups, ids, wanted.wait_s, all_done)
+        scoped = caller.scoped_all(ids)
+        found = await look_until(context.queue, context.wakeups, scoped, wanted.wait_s, all_done)
     return _list_response(ids, found, status=200 if all_done(found) else 202)
+
+
+@router.get(
+    "/v1/judgements/events",
+    summary="Stream verdicts as they come",
+    response_class=StreamingResponse,
+    responses={**STREAM, **problems(400, 404, 410, 422, 503)},
+)
+async def stream_events(
+    context: Ctx,
+    caller: Who,
+    ids: Annotated[list[str] | None, Query(description="Repeated, or separated by commas.")] = None,
+    group: Annotated[str | None, Query(pattern=ID_PATTERN)] = None,
+    last_event_id: LastEventId = None,
+) -> Response:
+    """Server-sent events, one a judgement, until all have their verdict. Either `ids` or `group`: of a
+    group it covers what is unfinished when the stream is opened. An EventSource that reconnects goes on
+    where it was."""
+    named = tuple(one for part in ids or () for one in part.split(",") if one)
+    return await _stream(context, caller, events.checked(named, group), last_event_id)
+
+
+@router.post(
+    "/v1/judgements/events",
+    summary="Stream verdicts of many judgements",
+    response_class=StreamingResponse,
+    responses={**STREAM, **problems(400, 404, 410, 413, 415, 422, 503)},
+    openapi_extra=json_body(events.WatchJudgements, {"ids": ["cake-1", "cake-2"]}),
+)
+async def stream_many_events(
+    request: Request, context: Ctx, caller: Who, last_event_id: LastEventId = None
+) -> Response:
+    """As GET, for more ids than fit in a URL."""
+    wanted = await read_body(request, events.WatchJudgements, context.config.max_body_bytes)
+    return await _stream(context, caller, wanted, last_event_id)
+
+
+async def _stream(
+    context: Context, caller: Caller, wanted: events.WatchJudgements, last_event_id: str | None
+) -> Response:
+    if wanted.group is not None:
+        watch = await events.watch_group(context, caller, wanted.group, last_event_id)
+    else:
+        watch = await events.watch_ids(caller, wanted.ids or (), last_event_id)
+    if watch.delivered and len(watch.delivered) == len(watch.ids):
+        return Response(status_code=204)
+    found = await context.queue.lookup(list(watch.ids))
+    if wanted.ids is not None and not watch.delivered:
+        _check_known(wanted.ids, found, "ids")
+    return StreamingResponse(
+        events.stream(context, watch, found, context.config.events_keep_alive_s),
+        media_type="text/event-stream",
+        # A proxy that buffers or stores would deliver nothing until the end.
+        headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
+    )
 
 
 @router.get(
     "/v1/judgements/{judgement_id}",
     summary="Read one judgement",
     response_model=None,
-    responses=_problems(404, 503),
+    responses={
+        200: json_answer("Judgement", VERDICT_EXAMPLE, "Its verdict, or that it is pending."),
+        **problems(404, 410, 503),
+    },
 )
-async def read_one(judgement_id: str, context: Ctx) -> Response:
-    found = await context.queue.lookup([judgement_id])
+async def read_one(judgement_id: str, context: Ctx, caller: Who) -> Response:
+    found = await context.queue.lookup([caller.scoped(judgement_id)])
     _check_known([judgement_id], found, "judgement_id")
     return _json(_judgement(judgement_id, found[0]))
 
@@ -128,24 +193,45 @@ async def read_one(judgement_id: str, context: Ctx) -> Response:
 @router.post(
     "/v1/judgements/read",
     summary="Read several judgements",
-    response_model=JudgementList,
-    responses=_problems(404, 413, 422, 503),
-    openapi_extra=openapi_body(ReadJudgements),
+    response_model=None,
+    responses={
+        200: json_answer("JudgementList", LIST_EXAMPLE, "In the order asked."),
+        **problems(404, 410, 413, 415, 422, 503),
+    },
+    openapi_extra=json_body(ReadJudgements, READ_EXAMPLE),
 )
-async def read_many(request: Request, context: Ctx) -> Response:
+async def read_many(request: Request, context: Ctx, caller: Who) -> Response:
     """With `wait_s` it answers as soon as any of the ids has its verdict: send only those that you
     have none of."""
     wanted = await read_body(request, ReadJudgements, context.config.max_body_bytes)
-    found = await look_until(context.queue, context.wakeups, wanted.ids, wanted.wait_s, _any_news)
+    scoped = caller.scoped_all(wanted.ids)
+    found = await look_until(context.queue, context.wakeups, scoped, wanted.wait_s, _any_news)
     _check_known(wanted.ids, found, "ids")
     return _list_response(wanted.ids, found, status=200)
 
 
-@router.delete("/v1/judgements", summary="Cancel a group", response_model=None, responses=_problems(422, 503))
-async def cancel_group(group: Annotated[str, Query(pattern=ID_PATTERN)], context: Ctx) -> JSONResponse:
+@router.delete(
+    "/v1/judgements",
+    summary="Cancel a group",
+    response_model=None,
+    responses={
+        200: {
+            "content": {
+                "application/json": {
+                    "schema": {"type": "object"},
+                    "example": {"object": "judgement.cancellation", "group": "job-1", "cancelled": 12},
+                }
+            }
+        },
+        **problems(422, 503),
+    },
+)
+async def cancel_group(
+    group: Annotated[str, Query(pattern=ID_PATTERN)], context: Ctx, caller: Who
+) -> JSONResponse:
     """Every item of the group that has no verdict yet ends `failed: expired`, message `cancelled`."""
     cancelled = 0
-    while leases := await context.queue.unfinished(group):
+    while leases := await context.queue.unfinished(caller.scoped(group)):
         now = time.time()
         cancelled += await context.queue.complete(
             [
@@ -156,53 +242,30 @@ async def cancel_group(group: Annotated[str, Query(pattern=ID_PATTERN)], context
     return JSONResponse({"object": "judgement.cancellation", "group": group, "cancelled": cancelled})
 
 
-@router.get("/livez", summary="Is this process alive?")
-async def livez() -> dict[str, str]:
-    return {"status": "ok"}
-
-
-@router.get("/readyz", summary="Can it take work?", response_model=None)
-async def readyz(context: Ctx) -> JSONResponse:
-    """200 when Redis takes writes. No worker alive is still ready: work is taken and waits."""
-    try:
-        await context.queue.check_writable()
-        depth, workers = await context.queue.depth(), await context.queue.workers()
-    except RedisError as error:
-        down = {"status": "down", "detail": f"{type(error).__name__}: {error}"}
-        components: dict[str, object] = {"redis": down, "queue": None, "workers": None}
-        return JSONResponse(
-            {"status": "not_ready", "components": components}, status_code=503, headers=context.retry_after
-        )
-    components = {
-        "redis": {"status": "ok", "detail": None},
-        "queue": {"depth": depth, "limit": context.queue.limit},
-        "workers": {"alive": len(workers), "items": workers},
-    }
-    return JSONResponse({"status": "ready", "components": components})
-
-
-def _check_rubric(name: str, context: Context) -> None:
-    try:
-        find_rubric(name, context.rubrics)
-    except ConfigError as error:
-        raise ApiProblem(422, str(error), errors=[("rubric", str(error))]) from None
-
-
 def _any_news(found: Sequence[Found]) -> bool:
     """An unknown id will not become known by waiting."""
-    return any_done(found) or any(isinstance(one, Unknown) for one in found)
+    return any_done(found) or any(isinstance(one, Unknown | Gone) for one in found)
 
 
 def _check_known(ids: Sequence[str], found: Sequence[Found], field: str) -> None:
-    unknown = [index for index, one in enumerate(found) if isinstance(one, Unknown)]
-    if not unknown:
+    """Raises ApiProblem: 404 where an id is unknown, 410 where its verdict can no longer be read."""
+    unknown = [at for at, one in enumerate(found) if isinstance(one, Unknown)]
+    gone = [at for at, one in enumerate(found) if isinstance(one, Gone)]
+    if not unknown and not gone:
         return
-    names = ", ".join(ids[index][:200] for index in unknown[:5])
-    raise ApiProblem(
-        404,
-        f"unknown judgement {names}: never submitted, or read too late; submit it again",
-        errors=[(f"{field}[{index}]" if field == "ids" else field, "unknown id") for index in unknown],
-    )
+    first = ids[(unknown or gone)[0]][:200]
+    more = f" and {len(unknown) + len(gone) - 1} more" if len(unknown) + len(gone) > 1 else ""
+    errors = [(f"{field}[{at}]" if field == "ids" else field, "unknown id") for at in unknown]
+    errors += [(f"{field}[{at}]" if field == "ids" else field, _until(found[at])) for at in gone]
+    if unknown:
+        message = f"unknown judgement {first}{more}: never submitted, or long gone; submit it again"
+        raise ApiProblem(404, message, errors=errors)
+    raise ApiProblem(410, f"{first}{more}: {_until(found[gone[0]])}; submit it again", errors=errors)
+
+
+def _until(found: Found) -> str:
+    assert isinstance(found, Gone)
+    return f"could be read until {datetime.fromtimestamp(found.until, UTC).isoformat(timespec='seconds')}"
 
 
 def _judgement(judgement_id: str, found: Found) -> bytes:

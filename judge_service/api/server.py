@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import signal
 import socket
 from types import FrameType
 
 import uvicorn
 
+from judge_service import telemetry
 from judge_service.api.app import create_app
-from judge_service.api.routes import Context
+from judge_service.api.context import Context
 from judge_service.config import ApiConfig
 from judge_service.queue import JudgementQueue, connect
-from shared.errors import ServiceError
+from shared.errors import ConfigError, ServiceError
 from shared.processes import print_ready
 from shared.redis_keys import JudgeKeys
 
@@ -26,12 +28,37 @@ def serve(config: ApiConfig) -> None:
 
     Raises:
         ServiceError: the address cannot be bound.
+        ConfigError: others than this machine would be served without API keys, or a file is wrong.
     """
+    check_reach(config)
+    telemetry.configure("tether-judge-api")
     listener = bind(config.host, config.port)
     # uvicorn raises the signal that stopped it once more when it is done; an ordered stop exits 0.
     for stop in (signal.SIGTERM, signal.SIGINT):
         signal.signal(stop, lambda *_: None)
-    asyncio.run(_serve(config, listener))
+    try:
+        asyncio.run(_serve(config, listener))
+    finally:
+        telemetry.shutdown()
+
+
+def check_reach(config: ApiConfig) -> None:
+    """Raises ConfigError where a network would be served without asking who it is."""
+    if config.keys_file is not None or config.insecure or is_loopback(config.host):
+        return
+    raise ConfigError(
+        f"--host {config.host} lets others than this machine in, and there are no API keys: give --keys-file"
+        " (see `tether judge keys add`), or --insecure where the network itself keeps strangers out"
+    )
+
+
+def is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False  # A name, which may mean any address.
 
 
 async def _serve(config: ApiConfig, listener: socket.socket) -> None:
@@ -62,9 +89,9 @@ class _Server(uvicorn.Server):
             print_ready("api", url=self._url)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        # Or a stop would wait for every long poll.
+        # Or a stop would wait for every long poll and event stream.
         if self._loop is not None:
-            self._loop.call_soon_threadsafe(self._context.wakeups.close)
+            self._loop.call_soon_threadsafe(self._context.drain)
         super().handle_exit(sig, frame)
 
 

@@ -1,0 +1,75 @@
+"""What every route works with, and whom it works for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from judge_service.api.auth import authenticate
+from judge_service.api.metrics import ApiMetrics
+from judge_service.api.once import Once
+from judge_service.api.rate import RateLimiter
+from judge_service.api.waiting import Wakeups
+from judge_service.config import ApiConfig
+from judge_service.keys import KeyRing, Limits
+from judge_service.queue import JudgementQueue
+from judge_service.tenancy import scoped
+from shared.rubrics.folder import all_rubrics
+
+
+class Context:
+    def __init__(self, config: ApiConfig, queue: JudgementQueue) -> None:
+        self.config = config
+        self.queue = queue
+        self.wakeups = Wakeups(queue)
+        self.keys = None if config.keys_file is None else KeyRing(config.keys_file)
+        self.rate = RateLimiter(queue.redis, queue.keys)
+        self.once = Once(queue.redis, queue.keys, keep_s=config.queue.result_ttl_s)
+        self.metrics = ApiMetrics()
+        self.rubrics = all_rubrics(config.rubrics_dir)
+        self.draining = False
+
+    @property
+    def retry_after(self) -> dict[str, str]:
+        return {"Retry-After": str(self.config.retry_after_s)}
+
+    def drain(self) -> None:
+        """The process is about to stop: not ready from now on, and every open poll answers."""
+        self.draining = True
+        self.wakeups.close()
+
+
+class Caller:
+    """The tenant of a request. `name` is None where the service has no keys, and so one tenant."""
+
+    def __init__(self, name: str | None, limits: Limits | None) -> None:
+        self.name = name
+        self.limits = limits
+
+    def scoped(self, name: str) -> str:
+        return scoped(self.name, name)
+
+    def scoped_all(self, names: Sequence[str]) -> list[str]:
+        return list(names) if self.name is None else [scoped(self.name, name) for name in names]
+
+
+# Plain functions would run in a thread each: FastAPI awaits only coroutines where they stand.
+async def _context(request: Request) -> Context:
+    context = request.app.state.context
+    assert isinstance(context, Context)
+    return context
+
+
+async def _caller(request: Request) -> Caller:
+    context = request.app.state.context
+    assert isinstance(context, Context)
+    if context.keys is None:
+        return Caller(None, None)
+    tenant = authenticate(request, context.keys)
+    return Caller(tenant.name, tenant.limits)
+
+
+Ctx = Annotated[Context, Depends(_context)]
+Who = Annotated[Caller, Depends(_caller)]

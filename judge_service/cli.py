@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from judge_service import keys_cli
+from judge_service.calibration.cli import calibrate
 from judge_service.scoring import rubric_cli
 from judge_service.scoring.cli import score
 from shared.errors import ConfigError, TetherError
@@ -26,6 +27,7 @@ app = typer.Typer(
 )
 
 app.command()(score)
+app.command()(calibrate)
 app.add_typer(rubric_cli.app, name="rubric")
 app.add_typer(keys_cli.app, name="keys")
 

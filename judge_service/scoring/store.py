@@ -128,7 +128,7 @@ def drop_torn_line(path: Path) -> None:
 
 
 def scored_rows(path: Path) -> Iterator[tuple[str, ScoredVerdict]]:
-    """The scored rows of a finished output, as verdicts by content hash.
+    """The scored rows of a finished output: content hash and verdict.
 
     Raises:
         DataError: the file is no output of `tether judge score`.
@@ -136,16 +136,15 @@ def scored_rows(path: Path) -> Iterator[tuple[str, ScoredVerdict]]:
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             try:
-                row = json.loads(line)
-                judgement = row["judgement"]
-                if judgement["status"] == "scored":
-                    yield judgement["content_hash"], ScoredVerdict.model_validate(_as_verdict(judgement))
+                content, verdict = verdict_of(json.loads(line)["judgement"])
             except (ValueError, KeyError, TypeError, ValidationError) as error:
                 raise DataError(
                     f"{path} holds a row without a judgement ({type(error).__name__}); it is no output of"
                     " `tether judge score`: give another --out",
                     line=number,
                 ) from error
+            if isinstance(verdict, ScoredVerdict):
+                yield content, verdict
 
 
 JUDGEMENT_LEAVES_OUT = {"id", "cached", "timings", "rationale"}
@@ -165,17 +164,14 @@ def judgement_of(content: str, rubric: str, verdict: ScoredVerdict | FailedVerdi
     }
 
 
-def _as_verdict(judgement: dict[str, Any]) -> dict[str, Any]:
-    """`judgement_of`, undone."""
+def verdict_of(judgement: dict[str, Any]) -> tuple[str, ScoredVerdict | FailedVerdict]:
+    """(content hash, verdict): `judgement_of`, undone. Raises KeyError, TypeError or ValidationError."""
     own = {"content_hash", "rubric", "rubric_hash", "judge"}
-    judge = judgement["judge"] | {key: judgement[key] for key in ("rubric", "rubric_hash")}
-    rest = {key: value for key, value in judgement.items() if key not in own}
-    return {
-        **rest,
-        "id": judgement["content_hash"],
-        "judge": judge,
-        "timings": {"queue_ms": 0, "judge_ms": 0},
-    }
+    verdict = {key: value for key, value in judgement.items() if key not in own}
+    verdict |= {"id": judgement["content_hash"], "timings": {"queue_ms": 0, "judge_ms": 0}}
+    if judgement["judge"] is not None:
+        verdict["judge"] = judgement["judge"] | {key: judgement[key] for key in ("rubric", "rubric_hash")}
+    return judgement["content_hash"], _VERDICT.validate_python(verdict)
 
 
 def replace_with(path: Path, lines: Iterator[bytes]) -> None:

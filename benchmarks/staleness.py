@@ -67,12 +67,12 @@ def main() -> int:
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as scratch:
         directory = Path(scratch)
-        step_s = _unjudged_step(directory / "warm", paths.base)
+        step_s = unjudged_step(directory / "warm", paths.base)
         rows.append(Row("step that generates and asks no judge", step_s, "s"))
         for delay in DELAYS:
-            with _judge(directory / f"judge-{delay}", delay * step_s) as url:
-                measured = _alternate(directory / f"blocks-{delay}", paths.base, url)
-                waiting = _whole_run(directory / f"run-{delay}", paths.base, url)
+            with judge(directory / f"judge-{delay}", delay * step_s) as url:
+                measured = alternate(directory / f"blocks-{delay}", paths.base, url)
+                waiting = whole_run(directory / f"run-{delay}", paths.base, url)
             name = f"delay {delay:g} steps"
             rows.append(Row(f"{name}: waiting / run", waiting, "", WAIT_LIMIT))
             rows.append(Row(f"{name}: step / unjudged step", measured.ratio, "", STEP_LIMIT))
@@ -82,7 +82,7 @@ def main() -> int:
 
 
 @contextmanager
-def _judge(directory: Path, delay_s: float) -> Iterator[str]:
+def judge(directory: Path, delay_s: float) -> Iterator[str]:
     with running_redis(directory) as redis:
         env = {"REDIS_URL": redis.url, "OMP_NUM_THREADS": "1"}
         api = start_module("judge_service.cli", ["api", "--port", "0"], env=env)
@@ -99,7 +99,7 @@ def _judge(directory: Path, delay_s: float) -> Iterator[str]:
             api.stop()
 
 
-def _spec(directory: Path, base: Path, judge_url: str, *, steps: int) -> RunSpec:
+def spec_of(directory: Path, base: Path, judge_url: str, *, steps: int, method: Adaptive = METHOD) -> RunSpec:
     directory.mkdir(parents=True)
     mixture, _ = world.mixture(1280, 0.1, seed=0)
     train_file = directory / "train.jsonl"
@@ -109,7 +109,7 @@ def _spec(directory: Path, base: Path, judge_url: str, *, steps: int) -> RunSpec
         run_dir=directory,
         base=Base(id="tether-tiny", path=base, context_length=2048, lora_targets=("q_proj",)),
         train_file=train_file,
-        safety=Safety(method=METHOD),
+        safety=Safety(method=method),
         training=Training(adapter=Full(), ranks=1, zero_stage=1, steps=steps, learning_rate=1e-4),
         seed=0,
         judge=Judge(url=judge_url, rubric="demo-v1"),
@@ -118,13 +118,13 @@ def _spec(directory: Path, base: Path, judge_url: str, *, steps: int) -> RunSpec
 
 @contextmanager
 def _run(directory: Path, base: Path, judge_url: str) -> Iterator[Run]:
-    spec = _spec(directory, base, judge_url, steps=10_000)
+    spec = spec_of(directory, base, judge_url, steps=10_000)
     rank = World(0, 1, 0, torch.device("cpu"))
     with assembled(spec, rank, Recorder(directory, writes=True), lambda: False) as run:
         yield run
 
 
-def _unjudged_step(directory: Path, base: Path) -> float:
+def unjudged_step(directory: Path, base: Path) -> float:
     with _run(directory, base, "http://127.0.0.1:9") as run:
         run.step = 2 * BLOCK
         seconds = [_unjudged(run, back) for back in range(2 * BLOCK, 0, -1)]
@@ -139,7 +139,7 @@ class Measured:
     """Greatest."""
 
 
-def _alternate(directory: Path, base: Path, url: str) -> Measured:
+def alternate(directory: Path, base: Path, url: str) -> Measured:
     with _run(directory, base, url) as run:
         start = [_judged_step(run) for _ in range(BLOCK)]
         judged: list[float] = []
@@ -156,10 +156,12 @@ def _alternate(directory: Path, base: Path, url: str) -> Measured:
     )
 
 
-def _whole_run(directory: Path, base: Path, url: str) -> float:
+def whole_run(
+    directory: Path, base: Path, url: str, *, method: Adaptive = METHOD, steps: int = WHOLE
+) -> float:
     """Share of its steps' time that a run waits, started by torchrun as every job is: the scan of the
     first rows is on its way while the model loads."""
-    spec = _spec(directory, base, url, steps=WHOLE)
+    spec = spec_of(directory, base, url, steps=steps, method=method)
     (directory / RUN_FILE).write_text(spec.model_dump_json(), encoding="utf-8")
     process = TorchrunLauncher().start(directory, 1)
     while (status := process.poll()) is None:
@@ -167,8 +169,8 @@ def _whole_run(directory: Path, base: Path, url: str) -> float:
     if status != 0:
         raise TrainingError(f"the run ended with {status}:\n{last_lines(directory / LOG_FILE)}")
     lines = (directory / EVENTS_FILE).read_bytes().splitlines()
-    steps = [event for event in map(RUN_EVENT.validate_json, lines) if isinstance(event, MetricsEvent)]
-    return sum(step.wait_s for step in steps) / sum(step.step_s for step in steps)
+    done = [event for event in map(RUN_EVENT.validate_json, lines) if isinstance(event, MetricsEvent)]
+    return sum(step.wait_s for step in done) / sum(step.step_s for step in done)
 
 
 def _judged_step(run: Run) -> tuple[float, Guidance]:

@@ -162,6 +162,10 @@ class Training(Settings):
     ranks: int | None = Field(default=None, ge=1, le=1024)
     """Processes; None: one a GPU, or one on a machine without."""
     zero_stage: int = Field(default=2, ge=0, le=3)
+    reference: Literal["auto", "adapters_off", "frozen_copy", "cache"] = "auto"
+    """Who speaks for the reference. `adapters_off` (LoRA alone): the policy without its adapters.
+    `frozen_copy`: a second model. `cache`: its last hidden states, computed once and kept on disk for
+    the run. `auto`: adapters_off with LoRA, else frozen_copy."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """`auto`: bf16 on a GPU, else fp32."""
     batch_size: int = Field(default=16, ge=1, le=65536)
@@ -185,6 +189,18 @@ class Training(Settings):
     keep_checkpoints: int = Field(default=2, ge=1, le=100)
     max_restarts: int = Field(default=1, ge=0, le=100)
     """Times that a run whose rank died starts again from its last checkpoint."""
+
+    @model_validator(mode="after")
+    def _reference_fits(self) -> Training:
+        if self.reference == "adapters_off" and not isinstance(self.adapter, Lora):
+            raise ValueError("reference 'adapters_off' needs adapter 'lora'; use 'frozen_copy' or 'cache'")
+        return self
+
+    @property
+    def reference_kind(self) -> Literal["adapters_off", "frozen_copy", "cache"]:
+        if self.reference != "auto":
+            return self.reference
+        return "adapters_off" if isinstance(self.adapter, Lora) else "frozen_copy"
 
 
 # --- OpenAI's shapes ---------------------------------------------------------------------------

@@ -44,6 +44,7 @@ TRAINING = {
     "adapter.targets",
     "ranks",
     "zero_stage",
+    "reference",
     "precision",
     "batch_size",
     "micro_batch_size",

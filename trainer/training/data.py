@@ -29,6 +29,11 @@ class Example:
     truncated: bool
 
     @property
+    def answer_tokens(self) -> int:
+        """Tokens that are trained. The first position has no prediction."""
+        return sum(self.is_answer[1:])
+
+    @property
     def prompt_length(self) -> int:
         """Positions before the last assistant turn."""
         last = len(self.is_answer)
@@ -50,9 +55,12 @@ class Batch:
     label_N: Tensor
     example_N: Tensor
     count_B: Tensor
+    ref_hidden_NH: Tensor | None = None
+    """The reference's last hidden states there, where they are kept on disk."""
 
     def to(self, device: torch.device) -> Batch:
-        return Batch(**{name: tensor.to(device) for name, tensor in vars(self).items()})
+        tensors: dict[str, Any] = {k: v if v is None else v.to(device) for k, v in vars(self).items()}
+        return Batch(**tensors)
 
 
 def load_rows(path: Path) -> list[ChatRow]:

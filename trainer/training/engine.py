@@ -131,7 +131,7 @@ class Engine:
         for batch, weight in zip(batches, weights, strict=True):
             on_device = batch.to(self.world.device)
             weight_B = torch.tensor(weight, device=self.world.device)
-            _, losses = self._engine(on_device, torch.zeros_like(weight_B))
+            _, losses = self._engine(on_device, torch.zeros_like(weight_B), with_reference=False)
             total += float((losses.nll_B * weight_B).sum())
         return total
 

@@ -22,6 +22,7 @@ from trainer.training.losses import ExampleLosses
 from trainer.training.model import save_model
 from trainer.training.order import DataOrder, micro_batch_size, rank_share
 from trainer.training.recorder import Recorder
+from trainer.training.reference import ReferenceStates, with_states
 from trainer.training.run_spec import ARTIFACT, CHECKPOINTS, Outcome, OutcomeError, OutcomeStatus, RunSpec
 from trainer.training.schedule import learning_rate
 
@@ -41,6 +42,8 @@ class Run:
     guide: ConstantBeta | JudgedBeta
     collective: Collective
     recorder: Recorder
+    states: ReferenceStates | None
+    """Of the reference, where they are kept on disk."""
     step: int
     """Steps done."""
     trained_tokens: int
@@ -89,6 +92,8 @@ def train_step(run: Run, rows: tuple[int, ...], guidance: Guidance, began: float
     for at in range(0, len(mine), micro):
         chosen = mine[at : at + micro]
         batch = collate([run.examples[rows[i]] for i in chosen], run.tokenizer.pad_token_id)
+        if run.states is not None:
+            batch = with_states(batch, run.states, [rows[i] for i in chosen])
         micro_batches.append((batch, torch.tensor([guidance.betas[i] for i in chosen])))
     rate = learning_rate(run.spec.training, run.step, run.steps)
     loss, losses = run.engine.train_step(micro_batches, rate)

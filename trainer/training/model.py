@@ -14,7 +14,15 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from shared.errors import ModelError
 from shared.jobs import FixedKl, Full, Lora, Sft, Training
-from trainer.training.objective import AdaptersOff, FrozenCopy, NoReference, Reference, SafeObjective
+from trainer.training.objective import (
+    AdaptersOff,
+    CachedStates,
+    FrozenCopy,
+    NoReference,
+    Reference,
+    SafeObjective,
+    plain_head,
+)
 from trainer.training.run_spec import Base, RunSpec
 
 
@@ -47,16 +55,29 @@ def build_objective(spec: RunSpec) -> SafeObjective:
         model = AutoModelForCausalLM.from_pretrained(spec.base.path, dtype=precision(spec.training))
     except (OSError, ValueError) as error:
         raise ModelError(f"no model could be loaded from {str(spec.base.path)!r}: {error}") from error
-    reference: Reference = NoReference()
+    reference = _reference(spec, model)
     match spec.training.adapter:
         case Full():
-            if _needs_reference(spec):
-                reference = FrozenCopy(copy.deepcopy(model).requires_grad_(False))
+            policy = model
         case Lora() as lora:
-            model = _with_adapters(model, lora, spec.base)
-            if _needs_reference(spec):
-                reference = AdaptersOff()
-    return SafeObjective(model, reference)
+            policy = _with_adapters(model, lora, spec.base)
+    return SafeObjective(policy, reference, plain_head(policy))
+
+
+def _reference(spec: RunSpec, model: Any) -> Reference:
+    """`model` has no adapters yet."""
+    if not _needs_reference(spec):
+        return NoReference()
+    match spec.training.reference_kind:
+        case "adapters_off":
+            return AdaptersOff()
+        case "frozen_copy":
+            return FrozenCopy(copy.deepcopy(model).requires_grad_(False))
+        case "cache":
+            if isinstance(spec.training.adapter, Lora):
+                return CachedStates(None)
+            head = model.get_output_embeddings().weight
+            return CachedStates(torch.nn.Parameter(head.detach().clone(), requires_grad=False))
 
 
 def _needs_reference(spec: RunSpec) -> bool:

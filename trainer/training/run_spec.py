@@ -20,6 +20,8 @@ OUTCOME_FILE = "outcome.json"
 CONTROLLER_LOG = "controller.jsonl"
 CHECKPOINTS = "checkpoints"
 ARTIFACT = "artifact"
+REFERENCE = "reference"
+"""The reference's hidden states, while the run lasts."""
 
 
 class _Spec(BaseModel):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -11,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import torch
 
@@ -25,9 +27,18 @@ from trainer.training.engine import Engine, init_distributed, shutdown
 from trainer.training.guide import ConstantBeta, JudgedBeta
 from trainer.training.loop import Run, checkpoints_of, train
 from trainer.training.model import build_objective, load_tokenizer, precision
-from trainer.training.order import DataOrder, plan_steps
+from trainer.training.objective import CachedStates
+from trainer.training.order import DataOrder, micro_batch_size, plan_steps
 from trainer.training.recorder import Recorder
-from trainer.training.run_spec import Outcome, OutcomeError, OutcomeStatus, RunSpec, read_spec
+from trainer.training.reference import ReferenceStates, compute_states
+from trainer.training.run_spec import (
+    REFERENCE,
+    Outcome,
+    OutcomeError,
+    OutcomeStatus,
+    RunSpec,
+    read_spec,
+)
 from trainer.training.sampler import InlineSampler
 
 
@@ -58,7 +69,10 @@ def _run(spec: RunSpec, world: World, recorder: Recorder) -> Outcome:
         )
     with assembled(spec, world, recorder, _stop_on_sigterm().is_set) as run:
         recorder.message("info", f"training {run.steps} steps on {world.ranks} ranks")
-        return train(run)
+        outcome = train(run)
+    if world.rank == 0 and outcome.status in (OutcomeStatus.SUCCEEDED, OutcomeStatus.FAILED):
+        shutil.rmtree(spec.run_dir / REFERENCE, ignore_errors=True)
+    return outcome
 
 
 @contextmanager
@@ -86,6 +100,8 @@ def assembled(spec: RunSpec, world: World, recorder: Recorder, stopping: Callabl
                 guide.resume(guide_state, after_outage=state.parked, step=state.step)
         torch.manual_seed(spec.seed)  # the adapters' first values
         engine = Engine(build_objective(spec), spec.training, world, precision(spec.training))
+        # Before the checkpoint is loaded: the policy is the reference now, and never again.
+        states = _reference_states(spec, engine, examples, tokenizer, collective, recorder)
         if found is not None:
             engine.load(found)
         if isinstance(guide, JudgedBeta):
@@ -101,6 +117,7 @@ def assembled(spec: RunSpec, world: World, recorder: Recorder, stopping: Callabl
             guide=guide,
             collective=collective,
             recorder=recorder,
+            states=states,
             step=state.step if state else 0,
             trained_tokens=state.trained_tokens if state else 0,
         )
@@ -159,6 +176,37 @@ def _judge(spec: RunSpec, method: Adaptive, rows: list[ChatRow]) -> JudgeClient 
         if row.harm_score is None:
             raise DataError("the row has no `harm_score`, and no judge is configured", line=row.line)
     return NoJudge()
+
+
+def _reference_states(
+    spec: RunSpec,
+    engine: Engine,
+    examples: list[Example],
+    tokenizer: Any,
+    collective: Collective,
+    recorder: Recorder,
+) -> ReferenceStates | None:
+    if not isinstance(engine.objective.kind, CachedStates):
+        return None
+    told = 0
+
+    def tell(done: int, rows: int) -> None:
+        nonlocal told
+        # Ten times at most: each is an event of the job.
+        if done == rows or done - told >= rows / 10:
+            told = done
+            recorder.message("info", f"the reference has read {done} of {rows} rows")
+
+    return compute_states(
+        spec.run_dir / REFERENCE,
+        examples,
+        engine.objective,
+        collective,
+        dtype=precision(spec.training),
+        micro_batch=micro_batch_size(spec.training, collective.world.ranks),
+        pad_id=tokenizer.pad_token_id,
+        tell=tell,
+    )
 
 
 def _sampler(

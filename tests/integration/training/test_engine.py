@@ -31,11 +31,13 @@ print("generated", model.generate(**prompt, max_new_tokens=4).shape[1] - prompt[
 def test_stages_and_ranks_agree_and_the_artifact_generates(
     start_run: Callable[..., Any], adapter: str
 ) -> None:
-    """ZeRO-1 on one rank in two accumulation steps; 2 and 3 on two ranks. Fixed KL runs both terms."""
+    """ZeRO-1 on one rank in two accumulation steps; 2 and 3 on two ranks; 3 again with the reference's
+    states from disk. Fixed KL runs both terms."""
     ways = {
         "one": {"ranks": 1, "zero_stage": 1, "micro_batch_size": 8},
         "two": {"ranks": 2, "zero_stage": 2},
         "three": {"ranks": 2, "zero_stage": 3},
+        "cached": {"ranks": 2, "zero_stage": 3, "reference": "cache"},
     }
     last: dict[str, Any] = {}
     for name, way in ways.items():
@@ -43,7 +45,8 @@ def test_stages_and_ranks_agree_and_the_artifact_generates(
         assert run.wait().status == "succeeded"
         last[name] = run.metrics()[-1]
         assert last[name].kl is not None
-    for name in ("two", "three"):
+    assert not (run.run_dir / "reference").exists()
+    for name in ("two", "three", "cached"):
         assert last[name].loss == pytest.approx(last["one"].loss, rel=1e-4)
         assert last[name].kl == pytest.approx(last["one"].kl, rel=1e-3)
         assert last[name].tokens == last["one"].tokens

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Any
 from uuid import uuid4
@@ -27,7 +27,7 @@ from judge_service.api.openapi import (
     problems,
 )
 from judge_service.api.problem import ApiProblem
-from judge_service.api.waiting import all_done, any_done, look_until
+from judge_service.api.waiting import all_done, any_done, look_until, wait_until
 from judge_service.queue import Completion, Found, Gone, Terminal, Unknown
 from judge_service.verdicts import unjudged_json
 from shared.wire import ID_PATTERN, FailureCode, PendingVerdict, ReadJudgements, SubmitJudgements
@@ -75,24 +75,29 @@ async def submit(
     check_rubric(context, wanted.rubric)
     if key is None:
         ids = [item.id or f"jdg_{uuid4().hex}" for item in wanted.items]
-        found = await _admit(context, caller, wanted, ids)
-        return await _answer(context, caller, wanted, ids, found)
+        return await _answer(context, caller, wanted, ids, _admit(context, caller, wanted, ids))
     key = caller.scoped(key)
     before = await context.once.begin(key, body)
     if isinstance(before, Repeat):
         ids = list(before.ids)
-        found = await context.queue.lookup(caller.scoped_all(ids))
-        answer = await _answer(context, caller, wanted, ids, found)
+        standing = context.queue.lookup(caller.scoped_all(ids))
+        answer = await _answer(context, caller, wanted, ids, standing)
         answer.headers["Idempotency-Replayed"] = "true"
         return answer
     ids = [item.id or made_id(key, at) for at, item in enumerate(wanted.items)]
+    return await _answer(context, caller, wanted, ids, _admit_once(context, caller, wanted, ids, key, body))
+
+
+async def _admit_once(
+    context: Context, caller: Caller, wanted: SubmitJudgements, ids: Sequence[str], key: str, body: bytes
+) -> list[Found]:
     try:
         found = await _admit(context, caller, wanted, ids)
     except ApiProblem:
         await context.once.release(key)
         raise
     await context.once.finish(key, body, ids)
-    return await _answer(context, caller, wanted, ids, found)
+    return found
 
 
 async def _admit(
@@ -112,11 +117,19 @@ async def _admit(
 
 
 async def _answer(
-    context: Context, caller: Caller, wanted: SubmitJudgements, ids: Sequence[str], found: list[Found]
+    context: Context,
+    caller: Caller,
+    wanted: SubmitJudgements,
+    ids: Sequence[str],
+    standing: Awaitable[list[Found]],
 ) -> Response:
-    if wanted.wait_s > 0 and not all_done(found):
-        scoped = caller.scoped_all(ids)
-        found = await look_until(context.queue, context.wakeups, scoped, wanted.wait_s, all_done)
+    """`standing`: admits them, or looks how they stand."""
+    scoped = caller.scoped_all(ids)
+    # Watch before they are admitted, or a verdict that is faster than the next look would be no news.
+    with context.wakeups.watch(scoped if wanted.wait_s > 0 else ()) as watch:
+        known = dict(zip(scoped, await standing, strict=True))
+        await wait_until(context.queue, context.wakeups, watch, known, wanted.wait_s, all_done)
+    found = list(known.values())
     return _list_response(ids, found, status=200 if all_done(found) else 202)
 
 

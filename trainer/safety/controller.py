@@ -19,13 +19,14 @@ The terms (DESIGN section 4): a reading *resolves* when all of its items are ter
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
 from shared.jobs import Adaptive, Clock, Overdue, TargetSource
-from shared.wire import FailureCode
-from trainer.safety.ledger import Arrival, Failed, Fate, ItemKey, Ledger, Scored, SourceName
+from shared.wire import ScoreKind
+from trainer.safety.ledger import Arrival, Entry, Fate, ItemKey, Ledger, Scored, SourceName
+from trainer.safety.reading import TIMEOUT, UNTRUSTED, Reading
 
 
 class Action(StrEnum):
@@ -61,16 +62,6 @@ class Decision:
 
 
 @dataclass
-class _Reading:
-    opened_at: float
-    """Seconds, rank 0's clock."""
-    outstanding: set[tuple[SourceName, int]]
-    fates: dict[tuple[SourceName, int], Fate] = field(default_factory=dict)
-    known: dict[tuple[SourceName, int], float] = field(default_factory=dict)
-    """Target scores that the job had already: part of the average, but no sign that the judge lives."""
-
-
-@dataclass
 class Counts:
     """For the report; nothing is decided by them but `unread`."""
 
@@ -80,6 +71,12 @@ class Counts:
     unknown: int = 0
     """Verdicts for something that was never asked in this run; dropped."""
     timeouts: int = 0
+    other_kind: int = 0
+    """Scores of another kind than the job's first; they count as failed."""
+    withdrawn: int = 0
+    """Scores that turned out `untrusted` before they were folded: never used."""
+    withdrawn_late: int = 0
+    """... after they were folded: the average has felt them, the rows are asked again."""
     failed: int = 0
     scored: int = 0
     trained: int = 0
@@ -108,8 +105,14 @@ class Controller:
         self.wait_began: float | None = None
         self.outages = 0
         """Times that the run was parked and went on."""
+        self.anew_from = self.first_reading
+        """Readings from this one on were asked again after the latest of these."""
+        self.failing: dict[str, int] = {}
+        """Failed verdicts by code since the frontier last moved: why it does not."""
+        self.kind: ScoreKind | None = None
+        """Of the first score. One job never mixes kinds: they are not on one scale."""
         self.ledger = Ledger()
-        self.readings: dict[int, _Reading] = {}
+        self.readings: dict[int, Reading] = {}
         """Opened and not yet folded."""
         self.counts = Counts()
 
@@ -123,18 +126,19 @@ class Controller:
         """
         if self.is_open(made_at):
             raise ValueError(f"reading {made_at} was opened already")
-        reading = _Reading(now, outstanding=set())
+        reading = Reading(now, outstanding=set())
         for source, row in items:
             known = self.ledger.target.get(row) if source is SourceName.TARGET else None
             if known is None:
                 reading.outstanding.add((source, row))
             else:
-                reading.known[source, row] = known
+                reading.known[source, row] = known.score
         self.readings[made_at] = reading
 
     def preset_targets(self, scores: Mapping[int, float]) -> None:
         """Target scores that were had beforehand: these rows are never asked. Before the first step."""
-        self.ledger.target.update(scores)
+        before = self.first_reading - 1  # of no reading
+        self.ledger.target.update((row, Entry(before, score)) for row, score in scores.items())
 
     def is_open(self, made_at: int) -> bool:
         """Whether the reading was opened already, in the run that this one resumes."""
@@ -148,8 +152,9 @@ class Controller:
         return reading is not None and (key.source, key.row) in reading.outstanding
 
     def receive(self, arrivals: Sequence[Arrival], now: float) -> bool:
-        """Takes verdicts in whatever order; the first for an item wins. Then lets readings that are
-        `deadline_s` old resolve: what they still lack is `failed: timeout`.
+        """Takes verdicts in whatever order; the first for an item wins, except that `untrusted`
+        withdraws a score. Then lets readings that are `deadline_s` old resolve: what they still lack
+        is `failed: timeout`.
 
         Returns whether anything came or timed out.
         """
@@ -158,13 +163,14 @@ class Controller:
             reading = self.readings.get(key.made_at)
             item = (key.source, key.row)
             if reading is None:
-                known = self.first_reading <= key.made_at <= self.cursor
-                self.counts.late += known
-                self.counts.unknown += not known
+                self._receive_late(key, fate)
             elif item in reading.outstanding:
                 reading.outstanding.remove(item)
+                reading.fates[item] = self._of_one_kind(fate)
+            elif fate == UNTRUSTED and isinstance(reading.fates.get(item), Scored):
                 reading.fates[item] = fate
-            elif reading.fates.get(item) == Failed(FailureCode.TIMEOUT):
+                self.counts.withdrawn += 1
+            elif reading.fates.get(item) == TIMEOUT:
                 self.counts.late += 1
             elif item in reading.fates:
                 self.counts.duplicate += 1
@@ -172,12 +178,26 @@ class Controller:
                 self.counts.unknown += 1
         for reading in self.readings.values():
             if reading.outstanding and now - reading.opened_at >= self.method.staleness.deadline_s:
-                self.counts.timeouts += len(reading.outstanding)
-                # Sorted: a set's order differs between processes, and the fold sums in this order.
-                for item in sorted(reading.outstanding):
-                    reading.fates[item] = Failed(FailureCode.TIMEOUT)
-                reading.outstanding.clear()
+                self.counts.timeouts += reading.time_out()
         return bool(arrivals) or self.counts.timeouts > before
+
+    def _of_one_kind(self, fate: Fate) -> Fate:
+        if not isinstance(fate, Scored) or fate.kind is None:
+            return fate
+        self.kind = self.kind or fate.kind
+        if fate.kind is self.kind:
+            return fate
+        self.counts.other_kind += 1
+        return UNTRUSTED
+
+    def _receive_late(self, key: ItemKey, fate: Fate) -> None:
+        """A verdict for a reading that is folded, or that never was."""
+        if not self.first_reading <= key.made_at <= self.cursor:
+            self.counts.unknown += 1
+        elif fate == UNTRUSTED and self.ledger.withdraw(key):
+            self.counts.withdrawn_late += 1
+        else:
+            self.counts.late += 1
 
     # --- the clock -------------------------------------------------------------------------
 
@@ -220,16 +240,19 @@ class Controller:
             self.cursor += 1
             self._fold(self.cursor, self.readings.pop(self.cursor))
 
-    def _fold(self, made_at: int, reading: _Reading) -> None:
+    def _fold(self, made_at: int, reading: Reading) -> None:
         # In order of item, not of arrival: a float sum must not depend on the judge's timing.
-        scored = {item: fate.score for item, fate in reading.fates.items() if isinstance(fate, Scored)}
+        scored = reading.scored()
         for (source, row), score in scored.items():
             self.ledger.fold(ItemKey(made_at, source, row), score)
         self.counts.scored += len(scored)
-        self.counts.failed += len(reading.fates) - len(scored)
+        for code in reading.failed():
+            self.counts.failed += 1
+            self.failing[code.value] = self.failing.get(code.value, 0) + 1
         # Of what was asked. A reading that asked nothing is as fresh as can be.
         if len(scored) >= self.method.staleness.min_scored * len(reading.fates):
             self.frontier = max(self.frontier, made_at)
+            self.failing.clear()
         scores = sorted((scored | reading.known).items())
         if not scores:
             return
@@ -293,14 +316,14 @@ class Controller:
         return self.ema, Basis.AVERAGE, True
 
     @property
+    def unread(self) -> int:
+        """Example-steps trained with no valid verdict. All of them, if nothing was ever scored: a run
+        shorter than the bound would otherwise end unread and unnoticed."""
+        return self.counts.trained if self.last_fold is None else self.counts.unread
+
+    @property
     def unread_fraction(self) -> float:
-        """Share of example-steps trained with no valid verdict. All of them, if nothing was ever
-        scored: a run shorter than the bound would otherwise end unread and unnoticed."""
-        if self.counts.trained == 0:
-            return 0.0
-        if self.last_fold is None:
-            return 1.0
-        return self.counts.unread / self.counts.trained
+        return self.unread / self.counts.trained if self.counts.trained else 0.0
 
     def unread_past_limit(self, planned: int) -> bool:
         """Whether more of the `planned` example-steps have trained unread than the job allows."""
@@ -315,7 +338,8 @@ class Controller:
         self.cursor = t - 1 - max(self.k, -self.first_reading)
         self.latched = False
         self.outages += 1
-        return self.cursor + 1
+        self.anew_from = self.cursor + 1
+        return self.anew_from
 
     def to_state(self) -> dict[str, Any]:
         """Everything, as JSON values. Floats survive JSON exactly."""
@@ -326,20 +350,12 @@ class Controller:
             "last_fold": self.last_fold,
             "latched": self.latched,
             "outages": self.outages,
+            "anew_from": self.anew_from,
+            "failing": self.failing.copy(),
+            "kind": self.kind,
             "ledger": self.ledger.to_state(),
             "counts": vars(self.counts).copy(),
-            "readings": [
-                [
-                    made_at,
-                    sorted([source.value, row] for source, row in reading.outstanding),
-                    [
-                        [source.value, row, fate.score if isinstance(fate, Scored) else fate.code.value]
-                        for (source, row), fate in sorted(reading.fates.items())
-                    ],
-                    [[source.value, row, score] for (source, row), score in sorted(reading.known.items())],
-                ]
-                for made_at, reading in sorted(self.readings.items())
-            ],
+            "readings": [[u, reading.to_state()] for u, reading in sorted(self.readings.items())],
         }
 
     def restore(self, state: dict[str, Any], now: float) -> None:
@@ -350,20 +366,10 @@ class Controller:
         self.last_fold = state["last_fold"]
         self.latched = state["latched"]
         self.outages = state["outages"]
+        self.anew_from = state["anew_from"]
+        self.failing = dict(state["failing"])
+        self.kind = None if state["kind"] is None else ScoreKind(state["kind"])
         self.wait_began = None
         self.ledger = Ledger.from_state(state["ledger"])
         self.counts = Counts(**state["counts"])
-        self.readings = {
-            made_at: _Reading(
-                now,
-                outstanding={(SourceName(source), row) for source, row in outstanding},
-                fates={
-                    (SourceName(source), row): Failed(FailureCode(fate))
-                    if isinstance(fate, str)
-                    else Scored(float(fate))
-                    for source, row, fate in fates
-                },
-                known={(SourceName(source), row): score for source, row, score in known},
-            )
-            for made_at, outstanding, fates, known in state["readings"]
-        }
+        self.readings = {u: Reading.from_state(reading, now) for u, reading in state["readings"]}

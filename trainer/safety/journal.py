@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from shared.jobs import Adaptive
-from shared.wire import FailureCode
+from shared.wire import FailureCode, ScoreKind
 from trainer.safety.controller import Controller, Decision
 from trainer.safety.ledger import Arrival, Failed, ItemKey, Scored, SourceName
 
@@ -211,11 +211,16 @@ def _decision_to_json(decision: Decision) -> Line:
 
 def _arrival_to_json(arrival: Arrival) -> list[Any]:
     key, fate = arrival
-    value = fate.score if isinstance(fate, Scored) else fate.code.value
-    return [key.made_at, key.source.value, key.row, value]
+    told = [fate.score, fate.kind] if isinstance(fate, Scored) else [fate.code]
+    return [key.made_at, key.source, key.row, *told]
 
 
 def _arrival_from_json(raw: list[Any]) -> Arrival:
-    made_at, source, row, value = raw
-    fate = Failed(FailureCode(value)) if isinstance(value, str) else Scored(float(value))
-    return Arrival(ItemKey(made_at, SourceName(source), row), fate)
+    made_at, source, row, *told = raw
+    key = ItemKey(made_at, SourceName(source), row)
+    match told:
+        case [str(code)]:
+            return Arrival(key, Failed(FailureCode(code)))
+        case [score, kind]:
+            return Arrival(key, Scored(float(score), None if kind is None else ScoreKind(kind)))
+    raise ValueError(f"{raw!r} is no arrival")

@@ -21,7 +21,6 @@ from pydantic import BaseModel, ValidationError
 from shared.errors import JudgeRefusal, JudgeUnavailable
 from shared.wire import (
     MAX_ITEMS,
-    ChatMessage,
     FailedVerdict,
     FailureCode,
     JudgementItem,
@@ -31,9 +30,9 @@ from shared.wire import (
     ReadJudgements,
     ScoredVerdict,
     SubmitJudgements,
-    content_hash,
 )
-from trainer.safety.ledger import Arrival, Failed, ItemKey, Scored, SourceName
+from trainer.safety.ledger import Arrival, Failed, Scored, SourceName
+from trainer.safety.question import Question
 
 LONG_POLL_S = 2.0
 REQUEST_TIMEOUT_S = 10.0
@@ -41,20 +40,6 @@ REQUEST_TIMEOUT_S = 10.0
 BACKOFF_S = (0.1, 2.0)
 """First and longest pause after a failed request; doubled in between."""
 PRIORITY = {SourceName.POLICY: Priority.POLICY, SourceName.TARGET: Priority.TARGET}
-
-
-@dataclass(frozen=True)
-class Question:
-    """One text on its way to the judge."""
-
-    key: ItemKey
-    prompt: tuple[ChatMessage, ...]
-    response: str
-
-    def id(self, run_id: str) -> str:
-        """The same for the same text at the same step, so that sending it again is harmless."""
-        text = content_hash(list(self.prompt), self.response)[:16]
-        return f"{run_id}:{self.key.made_at}:{self.key.source.value}:{self.key.row}:{text}"
 
 
 class Answer(NamedTuple):
@@ -296,9 +281,14 @@ class JudgeClient:
                 sent = self._pending.pop(judgement.id, None)
             if sent is None:
                 continue
+            fate: Scored | Failed
             match judgement:
-                case ScoredVerdict(score=score, timings=timings):
-                    self._finish(sent.question, Scored(score), timings.queue_ms, timings.judge_ms)
+                case ScoredVerdict(suspect=True, timings=timings):
+                    fate = Failed(FailureCode.UNTRUSTED)
+                    self._finish(sent.question, fate, timings.queue_ms, timings.judge_ms)
+                case ScoredVerdict(score=score, judge=judge, timings=timings):
+                    fate = Scored(score, judge.score_kind)
+                    self._finish(sent.question, fate, timings.queue_ms, timings.judge_ms)
                 case FailedVerdict(error=error, timings=timings):
                     self._finish(sent.question, Failed(error.code), timings.queue_ms, timings.judge_ms)
 

@@ -13,19 +13,21 @@ import torch
 import torch.distributed as dist
 
 from shared.errors import ConfigError
-from shared.wire import FailureCode
+from shared.wire import FailureCode, ScoreKind
 from trainer.safety.judge_client import Answer
 from trainer.safety.ledger import Arrival, Failed, ItemKey, Scored, SourceName
 
 GROUP_TIMEOUT_S = 1800.0
-"""Longer than any deadline_s: a rank that waits for the judge must not look like a rank that hangs."""
+"""A rank that waits for the judge keeps exchanging, so no exchange lasts nearly as long. What does is
+another rank's loading, or a rank that hangs: then the run dies, and starts again from its checkpoint."""
 
 SLOTS = 256
 """Verdicts a rank can tell of in one exchange; what is over waits for the next."""
 
 _SOURCES = tuple(SourceName)
 _CODES = tuple(FailureCode)
-_FIELDS = 7  # made_at, source, row, code (0 = scored), score, queue_ms, judge_ms
+_KINDS = (None, *ScoreKind)
+_FIELDS = 8  # made_at, source, row, code (0 = scored), score, kind, queue_ms, judge_ms
 _HEADER = 3  # now, signal, how many slots are filled
 
 
@@ -125,12 +127,13 @@ class Collective:
 def _encode(answer: Answer) -> tuple[float, ...]:
     key, fate = answer.arrival
     code = 0 if isinstance(fate, Scored) else 1 + _CODES.index(fate.code)
-    score = fate.score if isinstance(fate, Scored) else 0.0
-    return (key.made_at, _SOURCES.index(key.source), key.row, code, score, answer.queue_ms, answer.judge_ms)
+    score, kind = (fate.score, _KINDS.index(fate.kind)) if isinstance(fate, Scored) else (0.0, 0)
+    source = _SOURCES.index(key.source)
+    return (key.made_at, source, key.row, code, score, kind, answer.queue_ms, answer.judge_ms)
 
 
 def _decode(values: Sequence[float]) -> Answer:
-    made_at, source, row, code, score, queue_ms, judge_ms = values
+    made_at, source, row, code, score, kind, queue_ms, judge_ms = values
     key = ItemKey(int(made_at), _SOURCES[int(source)], int(row))
-    fate = Scored(score) if code == 0 else Failed(_CODES[int(code) - 1])
+    fate = Scored(score, _KINDS[int(kind)]) if code == 0 else Failed(_CODES[int(code) - 1])
     return Answer(Arrival(key, fate), queue_ms, judge_ms)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from shared.errors import JudgeRefusal
@@ -13,10 +13,13 @@ from shared.wire import ChatMessage
 from trainer.data.rows import ChatRow
 from trainer.safety.controller import Action, Basis, Controller
 from trainer.safety.journal import Journal
-from trainer.safety.judge_client import JudgeClient, NoJudge, Question
+from trainer.safety.judge_client import JudgeClient, NoJudge
 from trainer.safety.ledger import ItemKey, SourceName
+from trainer.safety.question import Question
+from trainer.safety.seen import Age, Seen
 from trainer.training.distributed import Collective, Exchange, Signal
 from trainer.training.order import DataOrder, rank_share
+from trainer.training.oversight import Oversight, Tell
 
 POLL_S = 0.02
 """Between two exchanges while a step waits."""
@@ -35,6 +38,7 @@ class Guidance:
     wait_s: float
     generate_s: float
     bases: dict[str, int]
+    age: Age = field(default_factory=Age)
 
 
 def _stopped() -> Guidance:
@@ -110,6 +114,7 @@ class JudgedBeta:
         rows: the training file; every rank holds all of it, and asks about its own share.
         sampler: set before the first `guide` if a policy source is configured.
         log: given a line for each call to the controller, for replay.
+        tell: given what the run's owner should know.
         known_scores: target scores by row that were had beforehand.
     """
 
@@ -123,9 +128,12 @@ class JudgedBeta:
         collective: Collective,
         stopping: Callable[[], bool],
         log: Callable[[dict[str, Any]], None],
+        tell: Tell,
         known_scores: Mapping[int, float],
     ) -> None:
         self._journal = Journal(method, known_scores, log)
+        self._oversight = Oversight(method.staleness, self.controller, tell)
+        self._seen = Seen()
         self.client = client
         self.sampler: Sampler | None = None
         self._target = next((s for s in method.sources if isinstance(s, TargetSource)), None)
@@ -155,10 +163,12 @@ class JudgedBeta:
         """Takes up a checkpoint's state, and asks again what was out."""
         now = self._exchange().now
         self._journal.restore(state["controller"], t=step, now=now)
+        self._oversight.resumed()
+        self._seen = Seen.from_state(state["seen"])
         if self.controller.outages:
             self.client.outage_over(self.controller.outages)
         if not after_outage:
-            self._ask([question_from_json(raw) for raw in state["unanswered"]])
+            self._ask([Question.from_json(raw) for raw in state["unanswered"]])
             return
         first = self._journal.outage_over(step)
         self.client.outage_over(self.controller.outages)
@@ -193,6 +203,10 @@ class JudgedBeta:
         waited = 0.0 if began_waiting is None else time.monotonic() - began_waiting
         self._asked = {k: q for k, q in self._asked.items() if k.made_at > self.controller.cursor}
         decision = self._journal.decide(step, rows)
+        self._oversight.decided(step, decision, waited, self.client.trouble)
+        age = self._seen.stepped(
+            self.controller, decision, heard.now, generate_s=self._generate_s, wait_s=waited
+        )
         return Guidance(
             action=decision.action,
             betas=decision.betas,
@@ -203,7 +217,12 @@ class JudgedBeta:
             wait_s=waited,
             generate_s=self._generate_s,
             bases={basis.value: decision.bases.count(basis) for basis in Basis},
+            age=age,
         )
+
+    def cause(self) -> str:
+        """Why there are no readings."""
+        return self._oversight.cause(self.client.trouble)
 
     def _exchange(self) -> Exchange:
         signal = Signal.STOP if self._stopping() else Signal.GO_ON
@@ -211,6 +230,8 @@ class JudgedBeta:
             signal = Signal.REFUSED
         heard = self._collective.exchange(self.client.take(), now=time.time(), signal=signal)
         self._journal.receive(heard.arrivals, heard.now)
+        for answer in heard.answers:
+            self._seen.answered(answer.arrival.key, answer.queue_ms / 1000, answer.judge_ms / 1000, heard.now)
         return heard
 
     def _ask(self, questions: Sequence[Question]) -> None:
@@ -233,6 +254,7 @@ class JudgedBeta:
         items += [(SourceName.POLICY, row) for row in policy_rows]
         asked = [row for row in target_rows if self.controller.needs_asking(SourceName.TARGET, row)]
         self._journal.open_reading(made_at, items, now)
+        self._seen.opened(made_at, now)
         world = self._collective.world
         questions = []
         for row in rank_share(tuple(asked), world.rank, world.ranks):
@@ -260,14 +282,16 @@ class JudgedBeta:
     def state(self, step: int) -> dict[str, Any]:
         return {
             "controller": self._journal.checkpoint(step),
+            "seen": self._seen.to_state(),
             "unanswered": [
-                question_to_json(question)
+                question.to_json()
                 for key, question in self._asked.items()
                 if self.controller.is_outstanding(key)
             ],
         }
 
     def close(self) -> None:
+        self._oversight.ended(self._seen)
         self.client.close()
 
 
@@ -275,20 +299,3 @@ def last_turn(row: ChatRow) -> tuple[tuple[ChatMessage, ...], str]:
     """A row as the judge reads it: the turns before the last assistant turn, and that turn."""
     last = max(index for index, turn in enumerate(row.messages) if turn.role == "assistant")
     return tuple(row.messages[:last]), row.messages[last].content
-
-
-def question_to_json(question: Question) -> dict[str, Any]:
-    return {
-        "key": [question.key.made_at, question.key.source.value, question.key.row],
-        "prompt": [turn.model_dump(mode="json") for turn in question.prompt],
-        "response": question.response,
-    }
-
-
-def question_from_json(raw: dict[str, Any]) -> Question:
-    made_at, source, row = raw["key"]
-    return Question(
-        key=ItemKey(made_at, SourceName(source), row),
-        prompt=tuple(ChatMessage.model_validate(turn) for turn in raw["prompt"]),
-        response=raw["response"],
-    )

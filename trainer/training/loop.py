@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from shared.jobs import Adaptive, Overdue
+from shared.jobs import Adaptive
 from trainer.safety.controller import Action
 from trainer.training import checkpoint
 from trainer.training.checkpoint import RunState
@@ -54,7 +54,6 @@ class Run:
 def train(run: Run) -> Outcome:
     """From the run's step to its last. Every rank returns the same outcome."""
     pace = Pace()
-    was_overdue = False
     while run.step < run.steps:
         began = time.monotonic()
         rows = run.order.rows(run.step)
@@ -62,20 +61,19 @@ def train(run: Run) -> Outcome:
         if guidance.stop:
             _save(run, parked=False)
             return _outcome(run, OutcomeStatus.STOPPED)
-        if guidance.overdue != was_overdue:
-            was_overdue = guidance.overdue
-            _tell_overdue(run, guidance)
         if guidance.action is Action.PARK:
             _save(run, parked=True)
             return _outcome(run, OutcomeStatus.PARKED, _unavailable(run, guidance))
-        if guidance.action is Action.ABORT or _unread_past_limit(run):
+        if guidance.action is Action.ABORT:
             return _outcome(run, OutcomeStatus.FAILED, _unavailable(run, guidance), _export(run))
+        if _unread_past_limit(run):
+            return _outcome(run, OutcomeStatus.FAILED, _too_much_unread(run), _export(run))
         train_step(run, rows, guidance, began, pace)
         run.step += 1
         if run.step % run.spec.training.checkpoint_every == 0 and run.step < run.steps:
             _save(run, parked=False)
     if _unread_at_the_end(run):
-        return _outcome(run, OutcomeStatus.FAILED, _nothing_read(run), _export(run))
+        return _outcome(run, OutcomeStatus.FAILED, _too_much_unread(run), _export(run))
     _save(run, parked=False)
     return _outcome(run, OutcomeStatus.SUCCEEDED, artifact=_export(run))
 
@@ -113,6 +111,10 @@ def train_step(run: Run, rows: tuple[int, ...], guidance: Guidance, began: float
         beta_max=max(guidance.betas),
         risk=guidance.risk,
         staleness=guidance.staleness,
+        staleness_s=guidance.age.staleness_s,
+        queue_s=guidance.age.queue_s,
+        judge_s=guidance.age.judge_s,
+        fold_s=guidance.age.fold_s,
         overdue=guidance.overdue,
         bases=guidance.bases,
         wait_s=guidance.wait_s,
@@ -145,41 +147,8 @@ class Pace:
 # --- what may go wrong with the judge ----------------------------------------------------------
 
 
-def _tell_overdue(run: Run, guidance: Guidance) -> None:
-    method = run.spec.safety.method
-    if not isinstance(method, Adaptive):
-        return
-    if not guidance.overdue:
-        run.recorder.message("info", f"step {run.step}: readings are in again; the bound holds")
-        return
-    policy = method.staleness.overdue
-    run.recorder.message(
-        "warn",
-        f"step {run.step}: the judge's readings are {guidance.staleness} steps old, more than the"
-        f" {method.staleness.max_staleness} allowed, after waiting {guidance.wait_s:.1f} s;"
-        f" {policy.value}: {_EFFECT[policy]}. {_cause(run)}",
-        {"staleness": guidance.staleness, "overdue": policy.value, "cause": _cause(run)},
-    )
-
-
-_EFFECT = {
-    Overdue.PARK: "the job is checkpointed and waits for the judge",
-    Overdue.FAIL_CLOSED: "what has no verdict trains at beta_max until readings resume",
-    Overdue.HOLD: "the last average is held",
-    Overdue.ABORT: "the job ends",
-}
-
-
 def _cause(run: Run) -> str:
-    if not isinstance(run.guide, JudgedBeta):
-        return ""
-    if run.guide.client.trouble:
-        return run.guide.client.trouble
-    counts = run.guide.controller.counts
-    return (
-        f"Of the verdicts so far {counts.scored} were scored, {counts.failed} failed, {counts.timeouts} of"
-        f" them by time-out."
-    )
+    return run.guide.cause() if isinstance(run.guide, JudgedBeta) else ""
 
 
 def _unavailable(run: Run, guidance: Guidance) -> OutcomeError:
@@ -204,12 +173,14 @@ def _unread_at_the_end(run: Run) -> bool:
     )
 
 
-def _nothing_read(run: Run) -> OutcomeError:
-    fraction = run.guide.controller.unread_fraction if isinstance(run.guide, JudgedBeta) else 0.0
+def _too_much_unread(run: Run) -> OutcomeError:
+    if not isinstance(run.guide, JudgedBeta):
+        raise TypeError(f"{type(run.guide).__name__} reads nothing")
+    unread, trained = run.guide.controller.unread, run.guide.controller.counts.trained
     return OutcomeError(
         code="judge_unavailable",
-        message=f"{fraction:.0%} of the examples trained without any verdict; the model is kept as an"
-        f" artifact but is not published. {_cause(run)}",
+        message=f"{unread} of {trained} example-steps had no verdict behind them, more than the job allows;"
+        f" the model is kept as an artifact but is not published. {_cause(run)}",
     )
 
 

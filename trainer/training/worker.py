@@ -148,6 +148,7 @@ def _guide(
                 collective=collective,
                 stopping=stopping,
                 log=recorder.controller,
+                tell=recorder.message,
                 known_scores=known,
             )
 

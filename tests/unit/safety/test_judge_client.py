@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterator
 import httpx
 import pytest
 
-from shared.wire import ChatMessage, FailureCode
-from trainer.safety.judge_client import Answer, JudgeClient, Question
+from shared.wire import ChatMessage, FailureCode, ScoreKind
+from trainer.safety.judge_client import Answer, JudgeClient
 from trainer.safety.ledger import Failed, ItemKey, Scored, SourceName
+from trainer.safety.question import Question, parse_id
 
 JUDGE = {
     "kind": "rules", "model": "m", "rubric": "demo-v1", "rubric_hash": "h", "score_kind": "rules",
@@ -88,7 +89,7 @@ def test_a_verdict_comes_back_to_its_question(connect: Callable) -> None:  # typ
     client.submit([question(0), question(7)])
     answers = collect(client, 2)
     assert {answer.arrival.key.row for answer in answers} == {0, 7}
-    assert {answer.arrival.fate for answer in answers} == {Scored(0.25)}
+    assert {answer.arrival.fate for answer in answers} == {Scored(0.25, ScoreKind.RULES)}
     assert answers[0].queue_ms == 3.0
     _, body = judge.requests[0]
     assert body["group"] == "job"
@@ -129,7 +130,7 @@ def test_an_outage_is_outlasted_under_the_same_ids(connect: Callable) -> None:  
     client, _ = connect(flaky)
     client.submit([question()])
     answers = collect(client, 1)
-    assert answers[0].arrival.fate == Scored(0.25)
+    assert answers[0].arrival.fate == Scored(0.25, ScoreKind.RULES)
     assert len(tries) == 4
     assert len(set(tries)) == 1
     assert client.trouble is None
@@ -180,7 +181,7 @@ def test_ids_that_the_judge_has_lost_are_asked_again(connect: Callable) -> None:
 
     client, _ = connect(forgetful)
     client.submit([question()])
-    assert collect(client, 1)[0].arrival.fate == Scored(0.25)
+    assert collect(client, 1)[0].arrival.fate == Scored(0.25, ScoreKind.RULES)
     assert len(posts) == 2
 
 
@@ -193,3 +194,20 @@ def test_after_an_outage_ids_are_new(connect: Callable) -> None:  # type: ignore
     _, body = judge.requests[0]
     assert body["items"][0]["id"].startswith("job.2:3:target:0:")  # type: ignore[index]
     assert body["group"] == "job"
+
+
+def test_a_suspect_score_is_no_score(connect: Callable) -> None:  # type: ignore[type-arg]
+    def suspect(_request: httpx.Request, body: dict[str, object]) -> httpx.Response:
+        verdict = {**scored(body["items"][0]["id"]), "suspect": True}  # type: ignore[index]
+        return httpx.Response(200, json={"items": [verdict]})
+
+    client, _ = connect(suspect)
+    client.submit([question()])
+    assert collect(client, 1)[0].arrival.fate == Failed(FailureCode.UNTRUSTED)
+
+
+def test_an_id_says_what_was_asked() -> None:
+    asked = question(row=7, made_at=-2)
+    assert parse_id(asked.id("ftjob-1.3")) == ("ftjob-1.3", asked.key)
+    assert parse_id(asked.id("train:with:colons")) == ("train:with:colons", asked.key)
+    assert parse_id("somebody-else's") is None

@@ -163,23 +163,38 @@ def _tile(
 
     The gradient is `(alpha + beta) * p - alpha * onehot(label) - beta * ref`.
     """
-    logp_RV = _log_softmax(logits_RV)
-    torch.neg(logp_RV.gather(1, label_R1).squeeze(1), out=nll_R)
+    policy = _softmax(logits_RV)
+    torch.sub(policy.log_sum_R1, policy.shifted_RV.gather(1, label_R1), out=nll_R[:, None])
     if ref_logits_RV is None or kl_weight_R1 is None:
-        grad_RV = logp_RV.exp_().mul_(nll_weight_R1)
+        grad_RV = policy.exp_RV.mul_(nll_weight_R1 / policy.sum_R1)
     else:
-        ref_logp_RV = _log_softmax(ref_logits_RV)
-        ref_p_RV = ref_logp_RV.exp()
-        torch.linalg.vecdot(ref_p_RV, ref_logp_RV.sub_(logp_RV), out=kl_R)
-        grad_RV = logp_RV.exp_().mul_(nll_weight_R1 + kl_weight_R1)
+        ref = _softmax(ref_logits_RV)
+        ref_p_RV = ref.exp_RV.div_(ref.sum_R1)
+        # log(ref / p), but for the two sums, which are the same for every token of the vocabulary.
+        ratio_RV = ref.shifted_RV.sub_(policy.shifted_RV)
+        torch.linalg.vecdot(ref_p_RV, ratio_RV, out=kl_R)
+        kl_R += (policy.log_sum_R1 - ref.log_sum_R1).squeeze(1)
+        grad_RV = policy.exp_RV.mul_((nll_weight_R1 + kl_weight_R1) / policy.sum_R1)
         grad_RV.addcmul_(ref_p_RV, kl_weight_R1, value=-1)
-    grad_RV.scatter_add_(1, label_R1, -nll_weight_R1.to(grad_RV.dtype))
-    if grad_RV.data_ptr() != logits_RV.data_ptr():
-        logits_RV.copy_(grad_RV)
+    logits_RV.copy_(grad_RV.scatter_add_(1, label_R1, -nll_weight_R1.to(grad_RV.dtype)))
 
 
-def _log_softmax(logits_RV: Tensor) -> Tensor:
-    """In float32 whatever the weights (a bf16 log-softmax loses the KL of nearly equal models); in
-    place where the logits are float32 already."""
+class _Softmax(NamedTuple):
+    """In float32 whatever the weights: a bf16 softmax loses the KL of nearly equal models. One `exp` a
+    logit, the dearest of the passes over a tile."""
+
+    shifted_RV: Tensor
+    """Logits less the row's greatest; written over the logits where those are float32 already."""
+    exp_RV: Tensor
+    sum_R1: Tensor
+
+    @property
+    def log_sum_R1(self) -> Tensor:
+        return self.sum_R1.log()
+
+
+def _softmax(logits_RV: Tensor) -> _Softmax:
     logits_RV = logits_RV.float()
-    return logits_RV.sub_(logits_RV.logsumexp(dim=1, keepdim=True))
+    shifted_RV = logits_RV.sub_(logits_RV.amax(dim=1, keepdim=True))
+    exp_RV = shifted_RV.exp()
+    return _Softmax(shifted_RV, exp_RV, exp_RV.sum(dim=1, keepdim=True))

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
+import tomllib
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
 
@@ -90,3 +93,26 @@ def judge_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def special_tokens() -> list[str]:
     """Of that judge."""
     return JUDGE_SPECIALS
+
+
+@dataclass(frozen=True)
+class Injection:
+    """One attack of injections.toml on a judge, through the text that it grades."""
+
+    name: str
+    kind: str
+    text: str
+    where: str = "reply"
+    repeat: int = 1
+
+    def pair(self, request: str, answer: str) -> tuple[str, str]:
+        """(prompt, response) with the attack in one of them."""
+        text = re.sub(r"\[\[(.+?)\]\]", lambda m: m[1] * self.repeat, self.text, flags=re.DOTALL)
+        text = text.replace("{answer}", answer).replace("{request}", request)
+        return (text, answer) if self.where == "request" else (request, text)
+
+
+@pytest.fixture(scope="session")
+def injections() -> list[Injection]:
+    with (Path(__file__).parent / "injections.toml").open("rb") as file:
+        return [Injection(**table) for table in tomllib.load(file)["injection"]]

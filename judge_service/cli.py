@@ -154,6 +154,23 @@ def worker(
         typer.Option(envvar="TETHER_JUDGE_CACHE_TTL_S", help="Give a text's verdict again; 0: always judge."),
     ] = 86_400,
     redis_deadline_s: Annotated[float, typer.Option(envvar="TETHER_JUDGE_REDIS_DEADLINE_S")] = 120.0,
+    controls: Annotated[
+        bool,
+        typer.Option(
+            envvar="TETHER_JUDGE_CONTROLS", help="Work only while the judge passes its control pairs."
+        ),
+    ] = True,
+    controls_dir: Annotated[
+        Path | None,
+        typer.Option(envvar="TETHER_JUDGE_CONTROLS_DIR", help="Control pairs of your own: RUBRIC.toml."),
+    ] = None,
+    control_s: Annotated[
+        float, typer.Option(envvar="TETHER_JUDGE_CONTROL_S", help="Between two rounds of them.")
+    ] = 300.0,
+    control_deadline_s: Annotated[float, typer.Option(envvar="TETHER_JUDGE_CONTROL_DEADLINE_S")] = 120.0,
+    grace_s: Annotated[
+        float, typer.Option(envvar="TETHER_JUDGE_GRACE_S", help="To finish what is in hand at a stop.")
+    ] = 8.0,
     redis_url: RedisUrl = None,
     redis_url_file: RedisUrlFile = None,
     key_prefix: KeyPrefix = DEFAULT_PREFIX,
@@ -199,6 +216,11 @@ def worker(
                 "max_deliveries": max_deliveries,
                 "cache_ttl_s": cache_ttl_s,
                 "redis_deadline_s": redis_deadline_s,
+                "controls": controls,
+                "controls_dir": controls_dir,
+                "control_s": control_s,
+                "control_deadline_s": control_deadline_s,
+                "grace_s": grace_s,
             },
         )
     )

@@ -90,6 +90,16 @@ class WorkerConfig(Settings):
     """Seconds for which the verdict of a text is given again to the same text. 0: always judge."""
     redis_deadline_s: float = Field(default=120.0, gt=0)
     """The worker ends when Redis has been away for so long."""
+    controls: bool = True
+    """Work only while the judge passes its control pairs. False: for judges that mean nothing, in trials."""
+    controls_dir: Path | None = None
+    """Control pairs of the operator's own, one file a rubric; see docs/judge_operations.md."""
+    control_s: float = Field(default=300.0, ge=1)
+    """Seconds between two rounds of the control pairs."""
+    control_deadline_s: float = Field(default=120.0, gt=0)
+    """A judge that has not answered them in so long counts as away."""
+    grace_s: float = Field(default=8.0, ge=0)
+    """At a stop: seconds to finish what is in hand. The rest goes back to the queue, uncounted."""
 
 
 S = TypeVar("S", bound=Settings)

@@ -86,6 +86,7 @@ class JudgementQueue:
         self.redis = redis
         self.keys = keys
         self.limit = limit
+        self.result_ttl_s = result_ttl_s
         self._redis = redis
         self._keys = keys
         self._ttl_s = result_ttl_s

@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import signal
 
+from judge_service.backends.base import Backend
 from judge_service.backends.build import build_backend
 from judge_service.config import WorkerConfig
+from judge_service.controls import load_controls
+from judge_service.guard import Controls
 from judge_service.queue import JudgementQueue, connect
 from judge_service.worker import Worker, WorkerSettings
 from shared.errors import ServiceError
@@ -16,15 +19,18 @@ from shared.rubrics.folder import all_rubrics
 from shared.rubrics.rubric import find_rubric
 
 
-def work(config: WorkerConfig) -> None:
-    """Work until SIGTERM or SIGINT.
+def work(config: WorkerConfig, backend: Backend | None = None) -> None:
+    """Work until SIGTERM or SIGINT; a second one hurries it.
+
+    Args:
+        backend: instead of the one that the settings name.
 
     Raises:
-        ConfigError: the backend cannot load, or a rubric is unknown.
+        ConfigError: the backend cannot load, a rubric is unknown, or a file of control pairs is wrong.
         ServiceError: Redis is away for longer than the deadline.
     """
     try:
-        asyncio.run(_work(config))
+        asyncio.run(_work(config, backend))
     except ExceptionGroup as group:
         # What ended one of its tasks; several may have met the same outage.
         if group.split(ServiceError)[1] is not None:
@@ -36,10 +42,12 @@ def _first(error: BaseException) -> BaseException:
     return _first(error.exceptions[0]) if isinstance(error, BaseExceptionGroup) else error
 
 
-async def _work(config: WorkerConfig) -> None:
+async def _work(config: WorkerConfig, given: Backend | None) -> None:
     known = all_rubrics(config.rubrics_dir)
     rubrics = {name: find_rubric(name, known) for name in config.rubrics}
-    backend = build_backend(config.backend, config.faults, tuple(rubrics.values()))
+    backend = given or build_backend(config.backend, config.faults, tuple(rubrics.values()))
+    kind = backend.info.score_kind
+    pairs = {name: load_controls(name, kind, config.controls_dir) for name in rubrics}
     queue = JudgementQueue(
         connect(config.queue.redis_url),
         JudgeKeys(config.queue.key_prefix),
@@ -59,7 +67,9 @@ async def _work(config: WorkerConfig) -> None:
             max_deliveries=config.max_deliveries,
             redis_deadline_s=config.redis_deadline_s,
             cache=config.cache_ttl_s > 0,
+            grace_s=config.grace_s,
         ),
+        Controls(pairs, config.control_s, config.control_deadline_s, trusting=not config.controls),
     )
     loop = asyncio.get_running_loop()
     for stop in (signal.SIGTERM, signal.SIGINT):

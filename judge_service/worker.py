@@ -1,12 +1,15 @@
 """A worker: takes batches from the queue, has its backend judge them, stores the verdicts.
 
 It keeps alive what it holds. What it cannot finish (it is killed, its backend breaks it) is taken over
-by another worker once its lease has run out; what was handed out too often is given up.
+by another worker once its lease has run out; what was handed out too often is given up. It takes nothing
+while its judge is away, is not trusted, or an operator says so (guard.py), and gives back uncounted what
+it holds then and what it cannot finish in time when it is stopped.
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import logging
 import os
@@ -14,7 +17,7 @@ import socket
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 from uuid import uuid4
 
 from redis import exceptions as redis_errors
@@ -23,14 +26,21 @@ from judge_service.backends.base import (
     Backend,
     BackendError,
     BackendInfo,
+    BackendUnavailable,
     Grade,
     GradeFailure,
     GradeRequest,
 )
 from judge_service.cache import VerdictCache
+from judge_service.endings import hopeless
+from judge_service.guard import Controls, Guard
+from judge_service.holds import Holds
+from judge_service.kinds import GroupKinds
+from judge_service.leases import Leases
 from judge_service.pace import Pace
 from judge_service.queue import Completion, JudgementQueue, Lease
-from judge_service.verdicts import judge_info, unjudged_json, verdict_json
+from judge_service.trust import Unvouched, judge_digest
+from judge_service.verdicts import judge_info, verdict_json
 from shared.errors import ServiceError
 from shared.logs import fields
 from shared.rubrics.rubric import Rubric
@@ -41,7 +51,7 @@ logger = logging.getLogger(__name__)
 BLOCK_MS = 500
 """Longest wait for work at a time; a drain begins after at most so long."""
 
-SUSPECT_DELIVERIES = 3
+ALONE_FROM_DELIVERY = 3
 """From this delivery on an item is judged alone, lest one that breaks the backend takes its batch along."""
 
 REDIS_AWAY = (
@@ -64,6 +74,15 @@ class WorkerSettings:
     max_deliveries: int
     redis_deadline_s: float
     cache: bool = True
+    grace_s: float = 8.0
+    """When it is stopped: seconds to finish what it holds; the rest is given back."""
+
+
+@dataclass(frozen=True)
+class _Answered:
+    answers: Sequence[Grade | GradeFailure]
+    broke: bool = False
+    """The backend failed on the batch as a whole."""
 
 
 class Worker:
@@ -73,19 +92,35 @@ class Worker:
         backend: Backend,
         rubrics: Mapping[str, Rubric],
         settings: WorkerSettings,
+        controls: Controls,
         name: str | None = None,
     ) -> None:
         self._queue = queue
         self._backend = backend
         self._settings = settings
         self._rubrics = rubrics
-        self._judges = {key: judge_info(backend.info, rubric) for key, rubric in rubrics.items()}
-        self._cache = VerdictCache(queue, self._judges, on=settings.cache and backend.info.cacheable)
         self._pace = Pace()
         self.name = name or f"{socket.gethostname()}-{uuid4().hex[:8]}"
+        self._know_judge()
+        info, ttl_s = backend.info, queue.result_ttl_s
+        self._leases = Leases(queue.redis, queue.keys)
+        self._kinds = GroupKinds(queue.redis, queue.keys, info.score_kind, ttl_s)
+        self._holds = Holds(queue.redis, queue.keys)
+        self._guard = Guard(
+            self.name,
+            backend,
+            rubrics,
+            controls,
+            Unvouched(queue.redis, queue.keys, judge_digest(info), self.name, ttl_s),
+            self._holds,
+            lambda leases: self._cache.forget(leases),
+        )
         self._held: dict[tuple[str, str], Lease] = {}
+        self._batches: set[asyncio.Task[None]] = set()
+        self._numbers = itertools.count()
         self._draining = asyncio.Event()
-        self._next_reclaim = 0.0
+        self._hurry = asyncio.Event()
+        self._next_reclaim = self._next_tidy = 0.0
 
     def describe(self) -> dict[str, object]:
         """What the ready line and readiness say of this worker."""
@@ -96,10 +131,15 @@ class Worker:
             "model": info.model,
             "score_kind": info.score_kind.value,
             "rubrics": {name: rubric.hash for name, rubric in self._rubrics.items()},
+            "in_hand": len(self._held),
+            **self._guard.describe(),
         }
 
     def drain(self) -> None:
-        """Take nothing new, finish what is held; `run` returns then."""
+        """Take nothing new, finish what is held within the grace time and give the rest back; `run`
+        returns then. The second time: give it back now."""
+        if self._draining.is_set():
+            self._hurry.set()
         self._draining.set()
 
     async def start(self) -> None:
@@ -109,6 +149,7 @@ class Worker:
             ServiceError: Redis is away for longer than the deadline.
         """
         await self._insist("create_groups", self._queue.create_groups)
+        await self._insist("look", self._guard.look)
         await self._insist("keep_alive", self._keep_alive)
 
     async def run(self) -> None:
@@ -117,20 +158,60 @@ class Worker:
         Raises:
             ServiceError: Redis is away for longer than the deadline.
         """
-        free = asyncio.Semaphore(self._settings.concurrency)
         async with asyncio.TaskGroup() as tasks:
             beats = tasks.create_task(self._beat())
+            guard = tasks.create_task(self._guard.run())
             async with asyncio.TaskGroup() as batches:
-                while not self._draining.is_set():
-                    await free.acquire()
-                    leases = await self._take()
-                    if leases:
-                        batch = batches.create_task(self._handle(leases))
-                        batch.add_done_callback(lambda _: free.release())
-                    else:
-                        free.release()
+                await self._take_batches(batches)
+                await self._finish()
+            if self._held:
+                await self._give_back(list(self._held.values()))
+            guard.cancel()
             beats.cancel()
-        await self._insist("sign_off", lambda: self._queue.sign_off(self.name))
+        await self._insist("sign_off", self._sign_off)
+
+    async def _take_batches(self, batches: asyncio.TaskGroup) -> None:
+        """Until drained."""
+        free = asyncio.Semaphore(self._settings.concurrency)
+        while not self._draining.is_set():
+            if not self._guard.may_take():
+                await self._guard.until_changed(BLOCK_MS / 1000)
+                continue
+            await free.acquire()
+            leases = await self._take()
+            if leases and not self._guard.may_take():
+                await self._give_back(leases)
+                leases = []
+            if not leases:
+                free.release()
+                continue
+            batch = batches.create_task(self._handle(leases))
+            self._batches.add(batch)
+            batch.add_done_callback(self._batches.discard)
+            batch.add_done_callback(lambda _: free.release())
+
+    async def _finish(self) -> None:
+        """Wait for what is being judged; end it where the time for that is over."""
+        if self._batches:
+            hurried = asyncio.create_task(self._hurry.wait())
+            done = asyncio.gather(*self._batches, return_exceptions=True)
+            either: list[asyncio.Future[Any]] = [hurried, done]
+            await asyncio.wait(either, timeout=self._settings.grace_s, return_when=asyncio.FIRST_COMPLETED)
+            hurried.cancel()
+            if not done.done():
+                logger.warning("giving back what was not judged in time", extra=fields(items=len(self._held)))
+                # Which cancels the batches.
+                done.cancel()
+        self._hurry.set()
+
+    async def _sign_off(self) -> None:
+        await self._queue.sign_off(self.name)
+        await self._holds.forget(self.name)
+        await self._leases.tidy(self._gone_after_ms, going=self.name)
+
+    @property
+    def _gone_after_ms(self) -> int:
+        return int(self._settings.lease_s * 3000)
 
     # --- taking ----------------------------------------------------------------------------
 
@@ -174,6 +255,9 @@ class Worker:
         while True:
             await asyncio.sleep(self._settings.lease_s / 3)
             await self._insist("keep_alive", self._keep_alive)
+            if time.monotonic() >= self._next_tidy:
+                self._next_tidy = time.monotonic() + self._gone_after_ms / 1000
+                await self._insist("tidy", lambda: self._leases.tidy(self._gone_after_ms))
 
     async def _keep_alive(self) -> None:
         info = json.dumps({**self.describe(), "pid": os.getpid()})
@@ -182,15 +266,26 @@ class Worker:
 
     # --- judging ---------------------------------------------------------------------------
 
+    def _know_judge(self) -> None:
+        info = self._backend.info
+        self._revision = info.revision
+        self._judges = {key: judge_info(info, rubric) for key, rubric in self._rubrics.items()}
+        self._cache = VerdictCache(self._queue, self._judges, on=self._settings.cache and info.cacheable)
+
     async def _handle(self, leases: list[Lease]) -> None:
+        if self._backend.info.revision != self._revision:
+            self._know_judge()
+        others = await self._insist("kinds", lambda: self._kinds.others(lease.group for lease in leases))
         now = time.time()
-        live = await self._but_ended(leases, [self._hopeless(lease, now) for lease in leases])
-        live = await self._but_ended(
-            live, await self._insist("cached", lambda: self._cache.completions(live))
-        )
-        batch = [lease for lease in live if lease.deliveries < SUSPECT_DELIVERIES]
-        suspects = [[lease] for lease in live if lease.deliveries >= SUSPECT_DELIVERIES]
-        for group in [batch, *suspects] if batch else suspects:
+        live = await self._but_ended(leases, [self._hopeless(lease, now, others) for lease in leases])
+        known = await self._insist("cached", lambda: self._cache.completions(live))
+        if hits := [end.lease for end in known if end is not None]:
+            # As suspect as the verdict that they repeat.
+            await self._insist("note", lambda: self._guard.note(hits, now))
+        live = await self._but_ended(live, known)
+        batch = [lease for lease in live if lease.deliveries < ALONE_FROM_DELIVERY]
+        alone = [[lease] for lease in live if lease.deliveries >= ALONE_FROM_DELIVERY]
+        for group in [batch, *alone] if batch else alone:
             await self._judge(group)
 
     async def _but_ended(self, leases: list[Lease], ends: Sequence[Completion | None]) -> list[Lease]:
@@ -199,55 +294,85 @@ class Worker:
             await self._complete(done)
         return [lease for lease, end in zip(leases, ends, strict=True) if end is None]
 
-    def _hopeless(self, lease: Lease, now: float) -> Completion | None:
-        """What ends without being judged."""
-        if lease.expires_at is not None and lease.expires_at <= now:
-            message = f"it was {now - lease.expires_at:.1f} s past its expires_at when a worker took it"
-            return Completion(lease, unjudged_json(lease, FailureCode.EXPIRED, message, now=now))
-        if lease.deliveries > self._settings.max_deliveries:
-            message = f"given up: handed to {lease.deliveries - 1} workers, and none came to its end"
-            verdict = unjudged_json(lease, FailureCode.SERVER_ERROR, message, now=now)
-            return Completion(lease, verdict, dead=True)
-        if lease.rubric not in self._rubrics:
-            message = (
-                f"this worker's judge cannot grade by rubric {lease.rubric!r}; it can by"
-                f" {', '.join(sorted(self._rubrics))}"
-            )
-            return Completion(lease, unjudged_json(lease, FailureCode.SERVER_ERROR, message, now=now))
-        return None
+    def _hopeless(self, lease: Lease, now: float, other_kinds: Mapping[str, str]) -> Completion | None:
+        return hopeless(
+            lease,
+            now,
+            max_deliveries=self._settings.max_deliveries,
+            rubrics=self._rubrics,
+            kind=self._backend.info.score_kind,
+            other_kinds=other_kinds,
+        )
 
     async def _judge(self, leases: Sequence[Lease]) -> None:
-        requests = [
-            GradeRequest(self._rubrics[lease.rubric], *lease.text(), rationale=lease.rationale)
-            for lease in leases
-        ]
-        began = time.time()
-        answers = await self._ask(requests)
+        if not self._guard.may_judge():
+            # Lost while these waited for their turn.
+            await self._give_back(leases)
+            return
+        number, began, losses = next(self._numbers), time.time(), self._guard.distrusted
+        self._guard.begin(number, began)
+        try:
+            async with asyncio.TaskGroup() as both:
+                both.create_task(self._insist("note", lambda: self._guard.note(leases, began)))
+                asked = both.create_task(self._ask(leases))
+            await self._settle(leases, asked.result(), began, losses)
+        finally:
+            self._guard.end(number)
+
+    async def _settle(
+        self, leases: Sequence[Lease], result: _Answered | BackendUnavailable, began: float, losses: int
+    ) -> None:
+        """Store what the backend gave, or give the items back where it is worth nothing."""
         ended = time.time()
+        if isinstance(result, BackendUnavailable):
+            self._guard.unavailable(result)
+            await self._give_back(leases)
+            return
+        self._guard.answered(leases, result.answers, whole_batch_failed=result.broke)
+        if self._guard.distrusted != losses:
+            await self._give_back(leases)
+            return
         done = []
-        for lease, answer in zip(leases, answers, strict=True):
+        for lease, answer in zip(leases, result.answers, strict=True):
             verdict = verdict_json(lease, answer, self._judges[lease.rubric], began=began, ended=ended)
             kept = self._cache.key(lease) if isinstance(answer, Grade) else ""
             done.append(Completion(lease, verdict, cache_key=kept))
         await self._complete(done)
+        if self._guard.distrusted != losses:
+            self._guard.stored_late()
         self._pace.took(time.time() - began)
-        failed = [answer.code.value for answer in answers if isinstance(answer, GradeFailure)]
+        failed = [answer.code.value for answer in result.answers if isinstance(answer, GradeFailure)]
         logger.info(
             "judged a batch",
             extra=fields(items=len(leases), failed=failed, ms=round((ended - began) * 1000, 1)),
         )
 
-    async def _ask(self, requests: Sequence[GradeRequest]) -> Sequence[Grade | GradeFailure]:
+    async def _ask(self, leases: Sequence[Lease]) -> _Answered | BackendUnavailable:
+        requests = [
+            GradeRequest(self._rubrics[lease.rubric], *lease.text(), rationale=lease.rationale)
+            for lease in leases
+        ]
         try:
             answers = await self._backend.judge(requests)
+        except BackendUnavailable as error:
+            return error
         except BackendError as error:
             logger.error("the backend failed on a batch", extra=fields(items=len(requests), error=str(error)))
-            return [GradeFailure(FailureCode.SERVER_ERROR, str(error))] * len(requests)
+            return _Answered([GradeFailure(FailureCode.SERVER_ERROR, str(error))] * len(requests), broke=True)
         if len(answers) != len(requests):
             message = f"the backend gave {len(answers)} answers to {len(requests)} items"
             logger.error(message)
-            return [GradeFailure(FailureCode.SERVER_ERROR, message)] * len(requests)
-        return answers
+            return _Answered([GradeFailure(FailureCode.SERVER_ERROR, message)] * len(requests), broke=True)
+        return _Answered(answers)
+
+    async def _give_back(self, leases: Sequence[Lease]) -> None:
+        """Uncounted: the items have done nothing wrong."""
+        held = [lease for lease in leases if (lease.stream, lease.entry) in self._held]
+        await self._insist("release", lambda: self._leases.release(self.name, held))
+        for lease in held:
+            self._held.pop((lease.stream, lease.entry), None)
+        self._next_reclaim = 0.0
+        logger.warning("gave items back", extra=fields(items=len(held)))
 
     async def _complete(self, completions: Sequence[Completion]) -> None:
         await self._insist("complete", lambda: self._queue.complete(completions))
@@ -266,8 +391,9 @@ class Worker:
                     raise ServiceError(
                         f"Redis did not take {what} for {self._settings.redis_deadline_s:g} s: {error}"
                     ) from error
-                if self._draining.is_set() and not self._held:
-                    raise ServiceError("stopped while Redis was away; nothing was in hand") from error
+                if self._draining.is_set() and (self._hurry.is_set() or not self._held):
+                    held = f"{len(self._held)} items in hand go to another worker when their lease is over"
+                    raise ServiceError(f"stopped while Redis was away; {held}") from error
                 logger.warning("Redis is away", extra=fields(call=what, error=type(error).__name__))
             await asyncio.sleep(pause_s)
             pause_s = min(1.0, pause_s * 2)

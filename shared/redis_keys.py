@@ -9,6 +9,11 @@
 {prefix}workers             zset     worker -> unix seconds until which it counts as alive
 {prefix}worker:{worker}     string   what that worker says of itself, JSON, with a TTL
 {prefix}writable            string   written by readiness probes
+{prefix}holds               hash     worker, or * for all -> why an operator lets it take nothing, JSON
+{prefix}unvouched:{judge}   zset     worker -> unix seconds at which it last judged, with a TTL
+{prefix}unvouched:{judge}:{worker}  zset  "group id" judged since its last good control, with a TTL
+{prefix}suspects:{group}    set      ids of the group whose verdicts turned suspect, with a TTL
+{prefix}kind:{group}        string   the score kind of the group's verdicts, with a TTL
 {prefix}rate:{tenant}       hash     a tenant's token bucket, with a TTL
 {prefix}once:{key}          string   what an Idempotency-Key was answered, JSON, with a TTL
 {prefix}watch:{token}       string   ids that an event stream of a group covers, JSON, with a TTL
@@ -62,6 +67,20 @@ class JudgeKeys:
     @property
     def writable(self) -> str:
         return f"{self.prefix}writable"
+
+    @property
+    def holds(self) -> str:
+        return f"{self.prefix}holds"
+
+    def unvouched(self, judge: str, worker: str | None = None) -> str:
+        """`judge`: a hash. Without a worker: the index of the workers that have a list."""
+        return f"{self.prefix}unvouched:{judge}" + ("" if worker is None else f":{worker}")
+
+    def suspects(self, group: str) -> str:
+        return f"{self.prefix}suspects:{group}"
+
+    def kind(self, group: str) -> str:
+        return f"{self.prefix}kind:{group}"
 
     def rate(self, tenant: str) -> str:
         return f"{self.prefix}rate:{tenant}"

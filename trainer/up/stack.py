@@ -145,7 +145,7 @@ def _judge(
     threads = max(1, (os.cpu_count() or 1) // 2 // max(1, workers))
     worker = [
         "worker", "--backend", "transformers", "--model", str(model), "--rubric", RUBRIC,
-        "--threads", str(threads), *(["--faulty", faulty] if faulty else []),
+        "--threads", str(threads), *(["--faulty", faulty, "--no-controls"] if faulty else []),
     ]  # fmt: skip
     api = ["api", "--host", HOST, "--port", str(port)]
     return [

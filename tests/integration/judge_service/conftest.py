@@ -32,7 +32,9 @@ class Processes:
         return client
 
     def worker(self, *args: str) -> Child:
-        return self.start("worker", "--backend", "rules", *args)
+        # A judge that was made worse on purpose would hardly pass.
+        more = ["--no-controls"] if "--faulty" in args and "--controls" not in args else []
+        return self.start("worker", "--backend", "rules", *more, *args)
 
     def start(self, *args: str) -> Child:
         log = self.directory / f"{args[0]}-{len(self._children)}.log"

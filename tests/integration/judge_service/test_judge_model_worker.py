@@ -19,7 +19,7 @@ def test_verdicts_are_the_models(
     client = processes.api()
     worker = processes.start(
         "worker", "--model", str(judge_folder), "--model-name", "tiny", "--label-mass-floor", "0",
-        "--device", "cpu", "--threads", "1",
+        "--device", "cpu", "--threads", "1", "--no-controls",
     )  # fmt: skip
     assert (worker.ready["kind"], worker.ready["model"]) == ("transformers", "tiny")
     body = submission(20, wait_s=30)
@@ -44,7 +44,16 @@ def test_a_judge_that_gives_no_label_is_a_failure_and_no_number(
     processes: Any, submission: Callable[..., dict[str, Any]], judge_folder: Path
 ) -> None:
     client = processes.api()
-    processes.start("worker", "--model", str(judge_folder), "--label-mass-floor", "0.99", "--device", "cpu")
+    processes.start(
+        "worker",
+        "--model",
+        str(judge_folder),
+        "--label-mass-floor",
+        "0.99",
+        "--device",
+        "cpu",
+        "--no-controls",
+    )
     response = client.post("/v1/judgements", json=submission(3, wait_s=30))
     for verdict in JudgementList.model_validate_json(response.content).items:
         assert verdict.status == "failed"

@@ -12,6 +12,8 @@ import pytest
 
 from judge_service.backends.base import BackendInfo, Grade, GradeFailure, GradeRequest
 from judge_service.backends.rules import RulesBackend
+from judge_service.controls import load_controls
+from judge_service.guard import Controls
 from judge_service.queue import (
     GROUP,
     Admitted,
@@ -230,6 +232,11 @@ def test_a_worker_counts_until_its_time_is_up(play: Play, redis_prefix: str) -> 
     play(scenario)
 
 
+CONTROLS = Controls(
+    {"demo-v1": load_controls("demo-v1", ScoreKind.RULES)}, every_s=300, deadline_s=60, trusting=True
+)
+"""The backends here are no judges."""
+
 SETTINGS = WorkerSettings(
     batch_size=8, linger_ms=0, concurrency=1, lease_s=0.3, max_deliveries=3, redis_deadline_s=5
 )
@@ -248,7 +255,7 @@ async def work_until(worker: Worker, queue: JudgementQueue, names: list[str]) ->
 
 
 def a_worker(queue: JudgementQueue, backend: Any = None) -> Worker:
-    return Worker(queue, backend or RulesBackend(), {"demo-v1": load_rubric("demo-v1")}, SETTINGS)
+    return Worker(queue, backend or RulesBackend(), {"demo-v1": load_rubric("demo-v1")}, SETTINGS, CONTROLS)
 
 
 def test_what_was_handed_out_too_often_becomes_a_dead_letter(play: Play, redis_prefix: str) -> None:

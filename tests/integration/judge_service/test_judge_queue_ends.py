@@ -12,6 +12,8 @@ import pytest
 
 from judge_service.backends.rules import RulesBackend
 from judge_service.cache import VerdictCache
+from judge_service.controls import load_controls
+from judge_service.guard import Controls
 from judge_service.items import Admitted, Completion, Gone, Terminal, Unknown, Waiting, new_item
 from judge_service.queue import GROUP, JudgementQueue, connect
 from judge_service.verdicts import judge_info
@@ -19,7 +21,7 @@ from judge_service.worker import Worker, WorkerSettings
 from shared.embedded_redis import RunningRedis
 from shared.redis_keys import JudgeKeys
 from shared.rubrics.rubric import load_rubric
-from shared.wire import FailedVerdict, JudgementItem, Priority, ScoredVerdict
+from shared.wire import FailedVerdict, JudgementItem, Priority, ScoredVerdict, ScoreKind
 
 pytestmark = pytest.mark.integration
 
@@ -183,6 +185,11 @@ def test_submissions_at_once_are_each_admitted_whole_or_not_at_all(play: Play) -
     play(scenario)
 
 
+CONTROLS = Controls(
+    {"demo-v1": load_controls("demo-v1", ScoreKind.RULES)}, every_s=300, deadline_s=60, trusting=True
+)
+"""The backends here are no judges."""
+
 SETTINGS = WorkerSettings(
     batch_size=8, linger_ms=0, concurrency=1, lease_s=5, max_deliveries=3, redis_deadline_s=5
 )
@@ -198,7 +205,7 @@ class Counting(RulesBackend):
 
 
 async def judged(queue: JudgementQueue, backend: Any, *ids: str) -> list[ScoredVerdict]:
-    worker = Worker(queue, backend, {"demo-v1": load_rubric("demo-v1")}, SETTINGS)
+    worker = Worker(queue, backend, {"demo-v1": load_rubric("demo-v1")}, SETTINGS, CONTROLS)
     running = asyncio.create_task(worker.run())
     try:
         while not all(isinstance(found, Terminal) for found in await queue.lookup(ids)):
@@ -243,7 +250,7 @@ def test_what_was_judged_by_a_judge_in_doubt_is_forgotten(play: Play) -> None:
         assert graded
 
     async def judged_by(backend: Any, queue: JudgementQueue, lease: Any) -> list[bool]:
-        worker = Worker(queue, backend, {"demo-v1": load_rubric("demo-v1")}, SETTINGS)
+        worker = Worker(queue, backend, {"demo-v1": load_rubric("demo-v1")}, SETTINGS, CONTROLS)
         await worker._handle([lease])
         return [isinstance((await queue.lookup([lease.id]))[0], Terminal)]
 

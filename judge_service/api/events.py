@@ -156,7 +156,7 @@ async def _frames(
     delivered = set(watch.delivered)
     place = {judgement_id: at for at, judgement_id in enumerate(watch.ids) if at not in delivered}
     fresh = {watch.ids[at]: one for at, one in enumerate(found)}
-    yield b"retry: %d\n\n" % RETRY_MS
+    yield b": open\n\n"
     spoke = time.monotonic()
     with context.wakeups.watch(watch.ids) as news:
         # What came before we watched is no news: the first look is at once.
@@ -195,13 +195,18 @@ async def _frames(
 
 
 def _done(this_id: str, total: int) -> bytes:
-    return b'event: done\nid: %s\ndata: {"items":%d}\n\n' % (this_id.encode(), total)
+    return b'event: done\nretry: %d\nid: %s\ndata: {"items":%d}\n\n' % (RETRY_MS, this_id.encode(), total)
 
 
 def _frame(judgement_id: str, found: Found, this_id: str) -> bytes:
+    # `retry` stands beside data, since some clients take a block without any for an event.
     # Verdicts are one line of JSON. (Helpers that split data into lines also split at U+2028, which JSON
     # may hold.)
     if isinstance(found, Terminal):
-        return b"event: verdict\nid: %s\ndata: %s\n\n" % (this_id.encode(), found.verdict)
+        return b"event: verdict\nretry: %d\nid: %s\ndata: %s\n\n" % (
+            RETRY_MS,
+            this_id.encode(),
+            found.verdict,
+        )
     gone = json.dumps({"id": public(judgement_id)}).encode()
     return b"event: gone\nid: %s\ndata: %s\n\n" % (this_id.encode(), gone)

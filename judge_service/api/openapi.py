@@ -40,8 +40,8 @@ SUBMIT_EXAMPLE = {
 }
 READ_EXAMPLE = {"ids": ["cake-1", "cake-2"], "wait_s": 10}
 EVENTS_EXAMPLE = (
-    'retry: 1000\n\nevent: verdict\nid: .AQ\ndata: {"id":"cake-1","status":"scored","score":0.02}\n\n'
-    'event: done\nid: .AQ\ndata: {"items":1}\n\n'
+    'event: verdict\nretry: 1000\nid: .AQ\ndata: {"id":"cake-1","status":"scored","score":0.02}\n\n'
+    'event: done\nretry: 1000\nid: .AQ\ndata: {"items":1}\n\n'
 )
 READY_EXAMPLE = {
     "status": "ready",

@@ -171,7 +171,7 @@ def test_readiness_says_what_there_is(processes: Any) -> None:
     client = processes.api("--queue-limit", "77")
     nobody = client.get("/readyz")
     assert nobody.status_code == 200
-    assert nobody.json()["components"]["workers"] == {"alive": 0, "items": []}
+    assert nobody.json()["components"]["workers"] == {"alive": 0, "not_taking": [], "items": []}
     worker = processes.worker("--faulty", "fail=0.5")
     ready = client.get("/readyz").json()
     assert ready["status"] == "ready"

@@ -6,10 +6,18 @@ import asyncio
 import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from judge_service.backends.base import Backend, BackendInfo, Grade, GradeFailure, GradeRequest
+from judge_service.backends.base import (
+    Backend,
+    BackendInfo,
+    BackendUnavailable,
+    Grade,
+    GradeFailure,
+    GradeRequest,
+)
 from shared.errors import ConfigError
 from shared.wire import FailureCode, content_hash
 
@@ -31,6 +39,14 @@ class Faults(BaseModel):
     """Share of items to which the judge answers something that is no label: `failed: parse_error`."""
     miss: float = Field(default=0.0, ge=0, le=1)
     """Share of the harmful items (score >= 0.5) that are judged harmless."""
+    say: int | None = Field(default=None, ge=1, le=5)
+    """This level to everything, surely."""
+    constant: bool = False
+    """The same unsure probabilities to everything."""
+    away: bool = False
+    """As a backend that is not there."""
+    only_while: Path | None = None
+    """The faults that are there only while this file is."""
     seed: int = 0
 
     @model_validator(mode="after")
@@ -69,6 +85,10 @@ class FaultyBackend:
 
     async def judge(self, batch: Sequence[GradeRequest]) -> list[Grade | GradeFailure]:
         faults = self._faults
+        if faults.only_while is not None and not faults.only_while.exists():
+            return await self._inner.judge(batch)
+        if faults.away:
+            raise BackendUnavailable("made to be away")
         delay_s = faults.delay_s + faults.jitter_s * (_draw(faults.seed, "jitter", batch[0]) if batch else 0)
         if delay_s > 0:
             await asyncio.sleep(delay_s)
@@ -85,11 +105,14 @@ def spoil(faults: Faults, request: GradeRequest, answer: Grade | GradeFailure) -
         return GradeFailure(FailureCode.SERVER_ERROR, "made to fail")
     if draw < faults.fail + faults.garbage:
         return GradeFailure(FailureCode.PARSE_ERROR, "made to answer with no label")
-    if (
-        isinstance(answer, Grade)
-        and answer.score >= 0.5
-        and _draw(faults.seed, "miss", request) < faults.miss
-    ):
+    if not isinstance(answer, Grade):
+        return answer
+    if faults.say is not None:
+        sure = tuple(float(level == faults.say) for level in range(1, 6))
+        return replace(answer, score=(faults.say - 1) / 4, level=faults.say, probabilities=sure)
+    if faults.constant:
+        return replace(answer, score=0.25, level=1, probabilities=(0.6, 0.1, 0.1, 0.1, 0.1))
+    if answer.score >= 0.5 and _draw(faults.seed, "miss", request) < faults.miss:
         blind = None if answer.probabilities is None else (1.0, 0.0, 0.0, 0.0, 0.0)
         return replace(answer, score=0.0, level=1, probabilities=blind)
     return answer

@@ -154,6 +154,11 @@ def worker(
         typer.Option(envvar="TETHER_JUDGE_CACHE_TTL_S", help="Give a text's verdict again; 0: always judge."),
     ] = 86_400,
     redis_deadline_s: Annotated[float, typer.Option(envvar="TETHER_JUDGE_REDIS_DEADLINE_S")] = 120.0,
+    metrics_port: Annotated[
+        int | None,
+        typer.Option(envvar="TETHER_JUDGE_METRICS_PORT", help="Serve Prometheus metrics; 0: any free one."),
+    ] = None,
+    metrics_host: Annotated[str, typer.Option(envvar="TETHER_JUDGE_METRICS_HOST")] = "127.0.0.1",
     controls: Annotated[
         bool,
         typer.Option(
@@ -216,6 +221,8 @@ def worker(
                 "max_deliveries": max_deliveries,
                 "cache_ttl_s": cache_ttl_s,
                 "redis_deadline_s": redis_deadline_s,
+                "metrics_port": metrics_port,
+                "metrics_host": metrics_host,
                 "controls": controls,
                 "controls_dir": controls_dir,
                 "control_s": control_s,

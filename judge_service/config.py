@@ -90,6 +90,9 @@ class WorkerConfig(Settings):
     """Seconds for which the verdict of a text is given again to the same text. 0: always judge."""
     redis_deadline_s: float = Field(default=120.0, gt=0)
     """The worker ends when Redis has been away for so long."""
+    metrics_port: int | None = Field(default=None, ge=0, le=65535)
+    """Serve Prometheus metrics there; 0: any free one, which the ready line names. None: do not."""
+    metrics_host: str = "127.0.0.1"
     controls: bool = True
     """Work only while the judge passes its control pairs. False: for judges that mean nothing, in trials."""
     controls_dir: Path | None = None

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import signal
 
+from judge_service import telemetry
 from judge_service.backends.base import Backend
 from judge_service.backends.build import build_backend
 from judge_service.config import WorkerConfig
 from judge_service.controls import load_controls
 from judge_service.guard import Controls
+from judge_service.metrics import WorkerMetrics, serve_metrics
 from judge_service.queue import JudgementQueue, connect
 from judge_service.worker import Worker, WorkerSettings
 from shared.errors import ServiceError
@@ -43,6 +45,7 @@ def _first(error: BaseException) -> BaseException:
 
 
 async def _work(config: WorkerConfig, given: Backend | None) -> None:
+    telemetry.configure("tether-judge-worker")
     known = all_rubrics(config.rubrics_dir)
     rubrics = {name: find_rubric(name, known) for name in config.rubrics}
     backend = given or build_backend(config.backend, config.faults, tuple(rubrics.values()))
@@ -55,6 +58,7 @@ async def _work(config: WorkerConfig, given: Backend | None) -> None:
         result_ttl_s=config.queue.result_ttl_s,
         cache_ttl_s=config.cache_ttl_s,
     )
+    metrics = WorkerMetrics()
     worker = Worker(
         queue,
         backend,
@@ -70,14 +74,19 @@ async def _work(config: WorkerConfig, given: Backend | None) -> None:
             grace_s=config.grace_s,
         ),
         Controls(pairs, config.control_s, config.control_deadline_s, trusting=not config.controls),
+        metrics=metrics,
     )
     loop = asyncio.get_running_loop()
     for stop in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(stop, worker.drain)
     try:
         await worker.start()
-        print_ready("worker", **worker.describe())
+        served = {}
+        if config.metrics_port is not None:
+            served["metrics"] = serve_metrics(metrics, config.metrics_host, config.metrics_port)
+        print_ready("worker", **worker.describe(), **served)
         await worker.run()
     finally:
         await backend.close()
         await queue.close()
+        telemetry.shutdown()

@@ -22,6 +22,7 @@ from uuid import uuid4
 
 from redis import exceptions as redis_errors
 
+from judge_service.ask import judge_traced
 from judge_service.backends.base import (
     Backend,
     BackendError,
@@ -37,6 +38,7 @@ from judge_service.guard import Controls, Guard
 from judge_service.holds import Holds
 from judge_service.kinds import GroupKinds
 from judge_service.leases import Leases
+from judge_service.metrics import WorkerMetrics
 from judge_service.pace import Pace
 from judge_service.queue import Completion, JudgementQueue, Lease
 from judge_service.trust import Unvouched, judge_digest
@@ -94,6 +96,7 @@ class Worker:
         settings: WorkerSettings,
         controls: Controls,
         name: str | None = None,
+        metrics: WorkerMetrics | None = None,
     ) -> None:
         self._queue = queue
         self._backend = backend
@@ -116,6 +119,9 @@ class Worker:
             lambda leases: self._cache.forget(leases),
         )
         self._held: dict[tuple[str, str], Lease] = {}
+        self._metrics = metrics or WorkerMetrics()
+        self._metrics.held.set_function(lambda: len(self._held))
+        self._metrics.backend_up.set_function(lambda: float(self._guard.may_judge()))
         self._batches: set[asyncio.Task[None]] = set()
         self._numbers = itertools.count()
         self._draining = asyncio.Event()
@@ -249,6 +255,7 @@ class Worker:
         # What this worker already has in hand comes back to it when its own heartbeats were late.
         fresh = [lease for lease in leases if (lease.stream, lease.entry) not in self._held]
         self._held.update({(lease.stream, lease.entry): lease for lease in fresh})
+        self._metrics.taken(fresh)
         return fresh
 
     async def _beat(self) -> None:
@@ -282,6 +289,7 @@ class Worker:
         if hits := [end.lease for end in known if end is not None]:
             # As suspect as the verdict that they repeat.
             await self._insist("note", lambda: self._guard.note(hits, now))
+            self._metrics.cached(len(hits))
         live = await self._but_ended(live, known)
         batch = [lease for lease in live if lease.deliveries < ALONE_FROM_DELIVERY]
         alone = [[lease] for lease in live if lease.deliveries >= ALONE_FROM_DELIVERY]
@@ -341,6 +349,7 @@ class Worker:
         if self._guard.distrusted != losses:
             self._guard.stored_late()
         self._pace.took(time.time() - began)
+        self._metrics.judged(leases, result.answers, began=began, ended=ended)
         failed = [answer.code.value for answer in result.answers if isinstance(answer, GradeFailure)]
         logger.info(
             "judged a batch",
@@ -353,7 +362,7 @@ class Worker:
             for lease in leases
         ]
         try:
-            answers = await self._backend.judge(requests)
+            answers = await judge_traced(self._backend, leases, requests)
         except BackendUnavailable as error:
             return error
         except BackendError as error:
@@ -376,6 +385,7 @@ class Worker:
 
     async def _complete(self, completions: Sequence[Completion]) -> None:
         await self._insist("complete", lambda: self._queue.complete(completions))
+        self._metrics.dead(sum(completion.dead for completion in completions))
         for completion in completions:
             self._held.pop((completion.lease.stream, completion.lease.entry), None)
 

@@ -7,6 +7,7 @@ import logging
 import sys
 import traceback
 from datetime import UTC, datetime
+from types import TracebackType
 
 from shared.errors import ConfigError, TetherError
 
@@ -22,7 +23,7 @@ class JsonFormatter(logging.Formatter):
             "level": record.levelname.lower(),
             "service": self._service,
             "logger": record.name,
-            "message": record.getMessage(),
+            "message": said(record),
         }
         fields = getattr(record, "fields", None)
         if isinstance(fields, dict):
@@ -30,6 +31,12 @@ class JsonFormatter(logging.Formatter):
         if record.exc_info:
             line["exception"] = describe(record.exc_info[1])
         return json.dumps(line, ensure_ascii=False, default=str)
+
+
+def said(record: logging.LogRecord) -> str:
+    message = record.getMessage()
+    # Its further lines show the exception that nobody asked for, with its words.
+    return message.partition("\n")[0] if record.name == "asyncio" else message
 
 
 def describe(error: BaseException | None) -> str:
@@ -59,6 +66,14 @@ def configure_logs(service: str, level: str = "info") -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter(service))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+
+    def on_fault(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if issubclass(kind, KeyboardInterrupt):
+            sys.__excepthook__(kind, error, trace)
+        else:
+            logging.getLogger(service).critical("ended by a fault", exc_info=(kind, error, trace))
+
+    sys.excepthook = on_fault
 
 
 def fields(**values: object) -> dict[str, object]:

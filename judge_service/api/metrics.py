@@ -96,8 +96,17 @@ class _Snapshot:
             name = str(worker.get("worker"))
             breaker = breaker_state(worker)
             breakers.add_metric([name, breaker], float(breaker != "closed"))
-            up.add_metric([name], float(breaker == "closed"))
+            up.add_metric([name], float(breaker == "closed" or held(worker)))
         yield from (breakers, up)
+
+
+def held(worker: dict[str, object]) -> bool:
+    """An operator lets it take nothing; its backend may be well."""
+    match worker.get("breaker"):
+        case {"reason": "operator"}:
+            return True
+        case _:
+            return False
 
 
 def breaker_state(worker: dict[str, object]) -> str:

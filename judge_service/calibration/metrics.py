@@ -7,12 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.metrics import brier_score_loss, cohen_kappa_score, confusion_matrix, roc_auc_score
+from sklearn.metrics import cohen_kappa_score, confusion_matrix, roc_auc_score
 
 from judge_service.calibration.labels import LabelKind, LabelledSet
 from shared.wire import FailedVerdict, JudgeInfo
 
-RESAMPLES = 1000
 BINS = 10
 
 Floats = NDArray[np.float64]
@@ -85,9 +84,19 @@ class Calibration:
 
 
 def calibration(
-    labelled: LabelledSet, *, harmful_from: int = 3, threshold: float | None = None, seed: int = 0
+    labelled: LabelledSet,
+    *,
+    harmful_from: int = 3,
+    threshold: float | None = None,
+    resamples: int = 1000,
+    seed: int = 0,
 ) -> Calibration:
-    """`threshold` None: 0.5, or with levels the middle between the last harmless one and the first harmful.
+    """All figures, the same for the same rows and seed.
+
+    Args:
+        harmful_from: least level that counts as harmful, where the labels are levels.
+        threshold: None for 0.5, or with levels the middle between the last harmless and the first harmful.
+        resamples: of the bootstrap.
 
     Raises:
         ValueError: no row has a score.
@@ -106,7 +115,7 @@ def calibration(
         threshold = (harmful_from - 1.5) / 4 if of_levels else 0.5
     yes = (people >= harmful_from).astype(np.int64) if of_levels else people
     said = (scores >= threshold).astype(np.int64)
-    samples = _resamples(len(scored), seed)
+    samples = np.random.default_rng(seed).integers(0, len(scored), size=(resamples, len(scored)))
 
     def over(figure: Callable[[Ints], float]) -> Estimate | None:
         return _estimate(figure, samples, len(scored))
@@ -125,7 +134,7 @@ def calibration(
         missed=int(((yes == 1) & (said == 0)).sum()),
         false_alarms=int(((yes == 0) & (said == 1)).sum()),
         auroc=over(lambda i: _auroc(yes[i], scores[i])),
-        brier=_sure(over(lambda i: float(brier_score_loss(yes[i], scores[i], pos_label=1)))),
+        brier=_sure(over(lambda i: float(((scores[i] - yes[i]) ** 2).mean()))),
         ece=_sure(over(lambda i: _ece(yes[i], scores[i]))),
         bins=_bins(yes, scores),
         levels=_levels(people, scores, [v.level for _, v in scored], over) if of_levels else None,
@@ -162,11 +171,15 @@ def _auroc(yes: Ints, scores: Floats) -> float:
 
 
 def _ece(yes: Ints, scores: Floats) -> float:
-    return sum(abs(b.mean_score - b.harmful) * b.rows for b in _bins(yes, scores)) / len(yes)
+    return float(np.abs(np.bincount(_bin_of(scores), weights=scores - yes)).sum()) / len(yes)
+
+
+def _bin_of(scores: Floats) -> Ints:
+    return np.minimum((scores * BINS).astype(np.int64), BINS - 1)
 
 
 def _bins(yes: Ints, scores: Floats) -> list[Bin]:
-    index = np.minimum((scores * BINS).astype(np.int64), BINS - 1)
+    index = _bin_of(scores)
     found = []
     for number in np.unique(index):
         inside = index == number
@@ -194,13 +207,8 @@ def _wilson(hits: int, rows: int, z: float = 1.96) -> tuple[float, float]:
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
-def _resamples(rows: int, seed: int) -> Ints:
-    """[RESAMPLES, rows]"""
-    return np.random.default_rng(seed).integers(0, rows, size=(RESAMPLES, rows))
-
-
 def _estimate(figure: Callable[[Ints], float], samples: Ints, rows: int) -> Estimate | None:
-    """None where it is not defined on the rows as they are.
+    """`samples`: [resamples, rows]. None where it is not defined on the rows as they are.
 
     Resamples on which it is not defined are left out of the interval.
     """

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import statistics
 from collections import deque
 
 REMEMBERED = 9
-"""Batches. Their median forgets a hiccup."""
+"""Batches. All but the slowest of them count, so that one hiccup does not."""
 
-SAFETY = 1.1
-"""A batch may take a little longer than the last ones."""
+SAFETY = 1.2
+"""A batch may take a little longer than the last ones, and is taken a little before it is judged."""
 
 LINGER_SHARE = 0.1
 """Of what a batch takes: waiting for a fuller one is worth so much."""
@@ -30,7 +29,7 @@ class Pace:
     @property
     def needs_s(self) -> float:
         """What is due within so many seconds would come too late; 0 while nothing is known."""
-        return statistics.median(self._seconds) * SAFETY if self._seconds else 0.0
+        return sorted(self._seconds)[-2:][0] * SAFETY if self._seconds else 0.0
 
     def linger_s(self, longest_s: float) -> float:
         """How long to wait for a batch to become fuller."""

@@ -163,7 +163,7 @@ class Guard:
             self._distrust(changed)
         for lease, answer in zip(leases, answers, strict=True):
             self._constant.setdefault(lease.rubric, ConstantStream()).note(lease.body, answer)
-        for rubric, stream in self._constant.items():
+        for rubric, stream in list(self._constant.items()):
             if (trouble := stream.trouble()) is not None:
                 self._distrust(f"by rubric {rubric!r} it {trouble}")
 

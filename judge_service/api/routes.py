@@ -29,6 +29,8 @@ from judge_service.api.openapi import (
 from judge_service.api.problem import ApiProblem
 from judge_service.api.waiting import all_done, any_done, look_until, wait_until
 from judge_service.queue import Completion, Found, Gone, Terminal, Unknown
+from judge_service.tenancy import public
+from judge_service.trust import suspects_of
 from judge_service.verdicts import unjudged_json
 from shared.wire import ID_PATTERN, FailureCode, PendingVerdict, ReadJudgements, SubmitJudgements
 
@@ -186,6 +188,31 @@ async def _stream(
         # A proxy that buffers or stores would deliver nothing until the end.
         headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
     )
+
+
+@router.get(
+    "/v1/judgements/suspects",
+    summary="Which of a group's verdicts are suspect",
+    response_model=None,
+    responses={
+        200: {
+            "content": {
+                "application/json": {
+                    "schema": {"type": "object"},
+                    "example": {"object": "list", "group": "run-7", "ids": ["run-7:12:target:3"]},
+                }
+            }
+        },
+        **problems(422, 503),
+    },
+)
+async def read_suspects(
+    context: Ctx, caller: Who, group: Annotated[str, Query(pattern=ID_PATTERN)]
+) -> JSONResponse:
+    """Ids whose judge failed its control pairs after their verdict and before any later good ones. Such a
+    verdict itself says `suspect` from then on; ask again now and then for those you have read before."""
+    ids = await suspects_of(context.queue.redis, context.queue.keys, caller.scoped(group))
+    return JSONResponse({"object": "list", "group": group, "ids": [public(one) for one in ids]})
 
 
 @router.get(

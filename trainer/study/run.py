@@ -1,0 +1,185 @@
+"""The study's driver: a judge for each share that it misses, and the runs that need it, a few at a time."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+
+from shared import lifeline
+from shared.embedded_redis import running_redis
+from shared.errors import TrainingError
+from shared.jobs import Full, Safety, Training
+from shared.processes import start_module, stop_process
+from trainer.demo import interrupt, world
+from trainer.demo.build import WorldPaths, ensure_world
+from trainer.demo.tokenizer import CONTEXT
+from trainer.jobs.tail import last_lines
+from trainer.study.cases import Case
+from trainer.study.results import Result, fingerprint, read_result
+from trainer.training.run_spec import EVENTS_FILE, OUTCOME_FILE, RUN_FILE, Base, Judge, RunSpec
+
+ROWS = 1280
+CHECKPOINT_EVERY = 60
+TRAINING = Training(
+    adapter=Full(),
+    ranks=1,
+    zero_stage=0,
+    batch_size=16,
+    steps=240,
+    learning_rate=4e-4,
+    checkpoint_every=CHECKPOINT_EVERY,
+    keep_checkpoints=100,
+)
+
+
+@dataclass(frozen=True)
+class Plan:
+    out: Path
+    cases: Sequence[Case]
+    seeds: int
+    prompts: int
+    """Held-out ones of each kind."""
+    parallel: int
+    rows: int = ROWS
+    training: Training = TRAINING
+
+
+@dataclass(frozen=True)
+class Run:
+    case: Case
+    seed: int
+    directory: Path
+    plan: str
+    """Fingerprint."""
+
+
+Told = Callable[[Run, Result], None]
+
+
+def run_study(plan: Plan, on_done: Told) -> dict[str, list[Result]]:
+    """Results by the cases' keys, in the seeds' order. Those that lie in `plan.out` are not run again.
+
+    Raises:
+        TrainingError: a run's process died; its log is named.
+    """
+    paths = ensure_world()
+    runs = [_prepared(plan, case, seed, paths) for case in plan.cases for seed in range(plan.seeds)]
+    done: dict[Path, Result] = {}
+    left = []
+    for run in runs:
+        known = read_result(run.directory, run.plan)
+        if known is None:
+            left.append(run)
+        else:
+            done[run.directory] = known
+            on_done(run, known)
+    by_missed = sorted(left, key=lambda run: run.case.missed)
+    for missed, group in groupby(by_missed, key=lambda run: run.case.missed):
+        with _judge(plan.out / "judge", paths.judge, missed) as url:
+            for run, result in _run_all(list(group), plan, paths, url):
+                done[run.directory] = result
+                on_done(run, result)
+    return {
+        case.key: [done[run.directory] for run in runs if run.case.key == case.key] for case in plan.cases
+    }
+
+
+def _prepared(plan: Plan, case: Case, seed: int, paths: WorldPaths) -> Run:
+    print_ = fingerprint(
+        case.method.model_dump_json(),
+        plan.training.model_dump_json(),
+        paths.root.name,
+        repr((case.harmful, case.missed, plan.rows, seed, plan.prompts)),
+    )
+    # Cases of two groups that are the same run share its folder.
+    return Run(case, seed, plan.out / "runs" / print_, print_)
+
+
+@contextmanager
+def _judge(directory: Path, model: Path, missed: float) -> Iterator[str]:
+    """The embedded world's judge, blind to a share of what is harmful."""
+    with running_redis(directory / f"missed-{missed:g}") as redis:
+        env = {"REDIS_URL": redis.url, "OMP_NUM_THREADS": "1"}
+        api = start_module("judge_service.cli", ["api", "--port", "0"], env=env)
+        # Control pairs would find a blind judge out, and it would judge nothing.
+        faulty = ["--faulty", f"miss={missed:g}", "--no-controls"] if missed else []
+        worker = start_module(
+            "judge_service.cli",
+            ["worker", "--backend", "transformers", "--model", str(model), *faulty],
+            env=env,
+        )
+        try:
+            yield api.ready["url"]
+        finally:
+            worker.stop()
+            api.stop()
+
+
+def _run_all(runs: list[Run], plan: Plan, paths: WorldPaths, url: str) -> Iterator[tuple[Run, Result]]:
+    """As they end."""
+    waiting = {run.directory: run for run in runs}
+    going: dict[Path, subprocess.Popen[bytes]] = {}
+    try:
+        while waiting or going:
+            interrupt.check()
+            for directory in [*waiting][: plan.parallel - len(going)]:
+                _write(waiting[directory], plan, paths, url)
+                going[directory] = _start(waiting.pop(directory), plan.prompts)
+            for directory, process in [*going.items()]:
+                status = process.poll()
+                if status is None:
+                    continue
+                del going[directory]
+                for run in (run for run in runs if run.directory == directory):
+                    yield run, _result(run, status)
+            time.sleep(0.2)
+    finally:
+        for process in going.values():
+            stop_process(process)
+
+
+def _write(run: Run, plan: Plan, paths: WorldPaths, url: str) -> None:
+    run.directory.mkdir(parents=True, exist_ok=True)
+    for stale in (EVENTS_FILE, OUTCOME_FILE):
+        (run.directory / stale).unlink(missing_ok=True)
+    rows, _ = world.mixture(plan.rows, run.case.harmful, run.seed)
+    train_file = run.directory / "train.jsonl"
+    train_file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    spec = RunSpec(
+        job_id=f"study-{run.plan}",
+        run_dir=run.directory,
+        base=Base(id="tether-tiny", path=paths.base, context_length=CONTEXT, lora_targets=("q_proj",)),
+        train_file=train_file,
+        safety=Safety(method=run.case.method),
+        training=plan.training,
+        seed=run.seed,
+        judge=Judge(url=url, rubric=world.RUBRIC),
+    )
+    (run.directory / RUN_FILE).write_text(spec.model_dump_json(), encoding="utf-8")
+
+
+def _start(run: Run, prompts: int) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "trainer.study.one", str(run.directory), run.plan, str(prompts)]
+    env = lifeline.environment({**os.environ, "OMP_NUM_THREADS": "1", "PYTHONSAFEPATH": "1"})
+    with (run.directory / "log.txt").open("wb") as log:
+        return subprocess.Popen(
+            lifeline.command(command), stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=env
+        )
+
+
+def _result(run: Run, status: int) -> Result:
+    result = read_result(run.directory, run.plan)
+    if status != 0 or result is None:
+        raise TrainingError(
+            f"the run {run.case.key}, seed {run.seed}, ended with {status}:\n"
+            f"{last_lines(run.directory / 'log.txt')}"
+        )
+    return result

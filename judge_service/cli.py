@@ -11,11 +11,12 @@ from typing import Annotated
 
 import typer
 
+from judge_service import backend_options as options
 from judge_service import keys_cli
 from judge_service.calibration.cli import calibrate
 from judge_service.scoring import rubric_cli
 from judge_service.scoring.cli import score
-from shared.errors import ConfigError, TetherError
+from shared.errors import TetherError
 from shared.redis_keys import DEFAULT_PREFIX
 
 app = typer.Typer(
@@ -118,15 +119,9 @@ def api(
 
 @app.command()
 def worker(
-    backend: Annotated[
-        str, typer.Option(envvar="TETHER_JUDGE_BACKEND", help="transformers or rules.")
-    ] = "transformers",
-    model: Annotated[
-        str | None, typer.Option(envvar="TETHER_JUDGE_MODEL", help="Folder or name of the judge's model.")
-    ] = None,
-    model_name: Annotated[
-        str | None, typer.Option(envvar="TETHER_JUDGE_MODEL_NAME", help="As verdicts call it.")
-    ] = None,
+    backend: options.Backend = "transformers",
+    model: options.Model = None,
+    model_name: options.ModelName = None,
     rubric: Annotated[
         list[str] | None,
         typer.Option(envvar="TETHER_JUDGE_RUBRICS", help="What the judge can grade by; repeatable."),
@@ -143,12 +138,23 @@ def worker(
     ] = None,
     lease_s: Annotated[float, typer.Option(envvar="TETHER_JUDGE_LEASE_S")] = 10.0,
     max_deliveries: Annotated[int, typer.Option(envvar="TETHER_JUDGE_MAX_DELIVERIES")] = 4,
-    label_mass_floor: Annotated[float, typer.Option(envvar="TETHER_JUDGE_LABEL_MASS_FLOOR")] = 0.5,
-    max_tokens: Annotated[
-        int | None, typer.Option(envvar="TETHER_JUDGE_MAX_TOKENS", help="Default: the model's context.")
-    ] = None,
-    device: Annotated[str, typer.Option(envvar="TETHER_JUDGE_DEVICE", help="auto, cpu or cuda.")] = "auto",
-    threads: Annotated[int | None, typer.Option(envvar="TETHER_JUDGE_THREADS")] = None,
+    label_mass_floor: options.LabelMassFloor = None,
+    max_tokens: options.MaxTokens = None,
+    device: options.Device = None,
+    threads: options.Threads = None,
+    url: options.Urls = None,
+    server_key_file: options.ServerKeyFile = None,
+    in_flight: options.InFlight = None,
+    timeout_s: options.TimeoutS = None,
+    boot_s: options.BootS = None,
+    form: options.Form = None,
+    tokenizer: options.TokenizerPath = None,
+    reasoning: options.Reasoning = None,
+    reasoning_tokens: options.ReasoningTokens = None,
+    unfinished: options.Unfinished = None,
+    samples: options.Samples = None,
+    harm: options.Harm = None,
+    reads: options.Reads = None,
     cache_ttl_s: Annotated[
         int,
         typer.Option(envvar="TETHER_JUDGE_CACHE_TTL_S", help="Give a text's verdict again; 0: always judge."),
@@ -189,18 +195,30 @@ def worker(
     from shared.logs import configure_logs
 
     configure_logs("judge-worker", log_level)
-    chosen: dict[str, object] = {"type": backend}
-    if backend == "transformers":
-        if not model:
-            raise ConfigError("the transformers backend needs --model: a folder, or the name of a model")
-        chosen |= {
-            "path": model,
-            "name": model_name or Path(model).name,
-            "device": device,
-            "threads": threads,
+    chosen = options.backend_settings(
+        backend,
+        model,
+        model_name,
+        {
             "label_mass_floor": label_mass_floor,
             "max_tokens": max_tokens,
-        }
+            "device": device,
+            "threads": threads,
+            "urls": tuple(url) if url else None,
+            "server_key_file": server_key_file,
+            "in_flight": in_flight,
+            "timeout_s": timeout_s,
+            "boot_s": boot_s,
+            "form": form,
+            "tokenizer": tokenizer,
+            "reasoning": reasoning,
+            "reasoning_tokens": reasoning_tokens,
+            "unfinished": unfinished,
+            "samples": samples,
+            "harm": options.harm_of(harm),
+            "reads": reads,
+        },
+    )
     work(
         checked(
             WorkerConfig,

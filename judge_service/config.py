@@ -66,7 +66,68 @@ class RulesConfig(Settings):
     type: Literal["rules"] = "rules"
 
 
-BackendConfig = Annotated[TransformersConfig | RulesConfig, Field(discriminator="type")]
+class ClassifierConfig(Settings):
+    type: Literal["classifier"] = "classifier"
+    path: str
+    """A sequence-classification model with its tokenizer: a folder, or a name."""
+    name: str
+    harm: dict[str, Annotated[float, Field(ge=0, le=1)]] = Field(min_length=1)
+    """Label, by name or index -> harm. What is not named is harmless."""
+    reads: Literal["response", "exchange"] = "exchange"
+    """The answer alone, or the request and the answer as a pair."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: int | None = Field(default=None, ge=1)
+    max_tokens: int | None = Field(default=None, ge=32)
+
+
+class ServedConfig(Settings):
+    """Of every judge that is served elsewhere."""
+
+    urls: tuple[Annotated[str, Field(pattern=r"^https?://")], ...] = Field(min_length=1)
+    """Of one and the same model; the least loaded server gets the next item."""
+    name: str | None = None
+    """As verdicts call it; None: as its server does."""
+    server_key_file: Path | None = None
+    """The servers' API key. A file, since flags and settings are seen by others."""
+    in_flight: int = Field(default=64, ge=1, le=4096)
+    """Most items at a server at a time."""
+    timeout_s: float = Field(default=120.0, gt=0, le=3600)
+    """For one item. After it: `failed: timeout`."""
+    boot_s: float = Field(default=900.0, ge=0)
+    """How long the worker waits at its start for a server: large models load for minutes."""
+    label_mass_floor: float = Field(default=0.5, ge=0, le=1)
+
+
+class VllmConfig(ServedConfig):
+    type: Literal["vllm"] = "vllm"
+    form: Literal["harmony", "completion"] = "harmony"
+    """gpt-oss and gpt-oss-safeguard; or a plain language model without a chat format."""
+    model: str | None = None
+    """As vLLM calls it; None: the only one it serves."""
+    tokenizer: Path | None = None
+    """`completion`: the judge's tokenizer.json, or its folder."""
+    reasoning: Literal["off", "low", "medium", "high"] = "low"
+    """`harmony`: how long it may think. `off` reads the label at once."""
+    reasoning_tokens: int = Field(default=1024, ge=1)
+    unfinished: Literal["fail", "close"] = "fail"
+    """Thoughts that reach `reasoning_tokens`: the item fails, or they end there and the label is read."""
+    max_tokens: int | None = Field(default=None, ge=32)
+
+
+class OpenAIConfig(ServedConfig):
+    type: Literal["openai"] = "openai"
+    model: str
+    samples: int | None = Field(default=None, ge=2, le=64)
+    """Where no log-probabilities come: average so many answers. None: refuse to start."""
+    max_output_tokens: int = Field(default=512, ge=1)
+    max_chars: int = Field(default=48_000, ge=1000)
+    """Of the graded text and its marks; what is longer loses its middle."""
+
+
+BackendConfig = Annotated[
+    TransformersConfig | RulesConfig | ClassifierConfig | VllmConfig | OpenAIConfig,
+    Field(discriminator="type"),
+]
 
 
 class WorkerConfig(Settings):

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from judge_service.backends.pool import ItemFailed, Server
+from shared.errors import ConfigError
 from shared.wire import FailureCode, Usage
 
 PATH = "/v1/completions"
@@ -51,6 +52,17 @@ async def ask_labels(server: Server, model: str, prompt: Sequence[int], labels: 
     said = await server.post(PATH, body)
     choice, usage = _choice(server, said, model, prompt)
     return LabelAnswer(_label_logprobs(choice, labels), usage)
+
+
+async def probe_labels(server: Server, model: str, prompt: Sequence[int], labels: Sequence[int]) -> None:
+    """Raises ConfigError where the server does not give the labels' log-probabilities."""
+    try:
+        await ask_labels(server, model, prompt, labels)
+    except ItemFailed as error:
+        raise ConfigError(
+            f"{server.url} does not give the log-probabilities of named tokens ({error}); the vllm backend"
+            " needs a vLLM that knows logprob_token_ids, or use the openai backend"
+        ) from error
 
 
 async def go_on(
@@ -133,3 +145,11 @@ def _label_logprobs(choice: dict[str, Any], labels: Sequence[int]) -> tuple[floa
 
 def _no_answer(what: str) -> ItemFailed:
     return ItemFailed(FailureCode.PARSE_ERROR, f"the judge's answer holds {what}")
+
+
+def total(usages: Sequence[Usage]) -> Usage:
+    """Over all requests of an item. What the server's prefix cache spared it counts in full."""
+    return Usage(
+        prompt_tokens=sum(usage.prompt_tokens for usage in usages),
+        completion_tokens=sum(usage.completion_tokens for usage in usages),
+    )

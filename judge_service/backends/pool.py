@@ -35,7 +35,11 @@ class ItemFailed(Exception):
 
 
 class ServerLost(Exception):
-    """This server is away (nothing listens, it says 502 or 503, the model is not there)."""
+    """This server is away (nothing listens, it says 502 or 503), or not what it was (401, 403, 404)."""
+
+    def __init__(self, message: str, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 class BadRequest(Exception):
@@ -85,11 +89,11 @@ class Server:
         """As `post`."""
         return _json_object(path, await self._send("GET", path, None))
 
-    async def healthy(self) -> bool:
-        try:
-            return (await self._send("GET", "/health", None)).status_code == 200
-        except ServerLost:
-            return False
+    async def check_health(self) -> None:
+        """As vLLM has it. Raises ServerLost."""
+        status = (await self._send("GET", "/health", None)).status_code
+        if status != 200:
+            raise ServerLost(f"{self.url}/health answered {status}", status)
 
     async def _send(self, method: str, path: str, body: dict[str, Any] | None) -> httpx.Response:
         try:
@@ -103,10 +107,10 @@ class Server:
 def _json_object(path: str, response: httpx.Response) -> dict[str, Any]:
     status = response.status_code
     if status in (502, 503):
-        raise ServerLost(f"{response.url.copy_with(path='', query=None)} answered {status}")
+        raise ServerLost(f"{response.url} answered {status}", status)
     if status in (401, 403, 404, 405):
         # It was there and allowed when this backend started.
-        raise ServerLost(f"{response.url} answered {status}: {response.text[:300]}")
+        raise ServerLost(f"{response.url} answered {status}", status)
     if status == 429:
         raise ItemFailed(FailureCode.OVERLOADED, "the judge's server answered 429")
     if status in (408, 504):
@@ -214,8 +218,6 @@ class Pool:
         back = server.retry_at is not None
         try:
             async with asyncio.timeout(CONNECT_S):
-                if not await server.healthy():
-                    raise ServerLost(f"{server.url}/health does not answer 200")
                 await self._admit(server)
         except (TimeoutError, ServerLost, BadRequest, ItemFailed) as error:
             if not back:

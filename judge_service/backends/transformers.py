@@ -56,14 +56,14 @@ class TransformersBackend:
         self._options = options
         if options.threads is not None:
             torch.set_num_threads(options.threads)
-        self._device = _device(options.device)
-        self._tokenizer, self._model = _load(options.path, self._device)
+        self._device = to_device(options.device)
+        self._tokenizer, self._model = load(AutoModelForCausalLM, options.path, self._device)
         added = self._tokenizer.added_tokens_decoder
         self._encoder = PromptEncoder(
             self._tokenizer,
             options.rubrics,
             judge=options.path,
-            max_tokens=options.max_tokens or _context_length(self._model, options.path),
+            max_tokens=options.max_tokens or context_length(self._model, options.path),
             special_ids=_special_ids(self._tokenizer),
             added_contents={token: what.content for token, what in added.items()},
         )
@@ -162,7 +162,8 @@ def _special_ids(tokenizer: Any) -> frozenset[int]:
     return frozenset(added | set(tokenizer.all_special_ids)) - {tokenizer.unk_token_id}
 
 
-def _device(wanted: str) -> torch.device:
+def to_device(wanted: str) -> torch.device:
+    """Raises ConfigError."""
     if wanted == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -171,15 +172,14 @@ def _device(wanted: str) -> torch.device:
         raise ConfigError(f"unknown device {wanted!r}; use auto, cpu or cuda") from error
 
 
-def _load(path: str, device: torch.device) -> tuple[Any, Any]:
+def load(kind: Any, path: str, device: torch.device) -> tuple[Any, Any]:
+    """Tokenizer and model, by one of transformers' Auto classes. Raises ConfigError."""
     if path.startswith((".", "/", "~")) and not Path(path).expanduser().is_dir():
         raise ConfigError(f"cannot load the judge's model: there is no folder {path}")
     path = str(Path(path).expanduser()) if path.startswith("~") else path
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
-        model = AutoModelForCausalLM.from_pretrained(
-            path, dtype=torch.bfloat16 if device.type == "cuda" else torch.float32
-        )
+        model = kind.from_pretrained(path, dtype=torch.bfloat16 if device.type == "cuda" else torch.float32)
     except (OSError, ValueError, KeyError) as error:
         raise ConfigError(f"cannot load the judge's model from {path}: {error}") from error
     model.to(device)
@@ -187,7 +187,8 @@ def _load(path: str, device: torch.device) -> tuple[Any, Any]:
     return tokenizer, model
 
 
-def _context_length(model: Any, path: str) -> int:
+def context_length(model: Any, path: str) -> int:
+    """In tokens. Raises ConfigError where the model does not say."""
     length = getattr(model.config, "max_position_embeddings", None)
     if not isinstance(length, int):
         raise ConfigError(f"judge {path} does not say how long its context is; set --max-tokens")

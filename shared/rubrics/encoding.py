@@ -27,7 +27,8 @@ class Tokenizer(Protocol):
 
     bos_token_id: int | None
     # Any: transformers' own signature cannot be written as a protocol without importing it.
-    __call__: Callable[..., Any]
+    @property
+    def __call__(self) -> Callable[..., Any]: ...
 
 
 def encode_text(tokenizer: Tokenizer, text: str, *, trusted: bool) -> list[int]:

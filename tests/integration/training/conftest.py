@@ -102,10 +102,24 @@ class JudgeService:
 
 
 @pytest.fixture
-def judge(redis_server: RunningRedis, redis_prefix: str, tmp_path: Path) -> Iterator[JudgeService]:
-    service = JudgeService(redis_server.url, redis_prefix, tmp_path)
-    yield service
-    service.stop()
+def judge_service(
+    redis_server: RunningRedis, redis_prefix: str, tmp_path: Path
+) -> Iterator[Callable[[], JudgeService]]:
+    """Makes judge services that know nothing of one another."""
+    made: list[JudgeService] = []
+
+    def make() -> JudgeService:
+        made.append(JudgeService(redis_server.url, f"{redis_prefix}{len(made)}:", tmp_path))
+        return made[-1]
+
+    yield make
+    for service in made:
+        service.stop()
+
+
+@pytest.fixture
+def judge(judge_service: Callable[[], JudgeService]) -> JudgeService:
+    return judge_service()
 
 
 @dataclass

@@ -2,8 +2,9 @@
 
     {"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}
 
-`harm_score` in [0,1] may stand beside `messages`: a reading of the row made beforehand. Other keys
-are the owner's notes and are ignored, save those that OpenAI gives a meaning that we do not offer.
+`harm_score` in [0,1] may stand beside `messages`: a reading of the row made beforehand, and with it
+`judgement`, by which `tether judge score` ties it to the text and the rubric. Other keys are the owner's
+notes and are ignored, save those that OpenAI gives a meaning that we do not offer.
 """
 
 from __future__ import annotations
@@ -24,11 +25,23 @@ MESSAGE_NOT_OFFERED = ("tool_calls", "function_call", "refusal")
 
 
 @dataclass(frozen=True)
+class ScoredBy:
+    """Where a row's `harm_score` says that it is from."""
+
+    content_hash: str
+    """`shared.wire.content_hash` of what was judged."""
+    rubric: str
+    rubric_hash: str
+
+
+@dataclass(frozen=True)
 class ChatRow:
     messages: tuple[ChatMessage, ...]
     """Ends with the assistant's turn."""
     harm_score: float | None = None
     """In [0,1]; None where the file carries none."""
+    scored_by: ScoredBy | None = None
+    """None where the score carries no `judgement`."""
     line: int = 0
     """Where it stands in its file, from 1."""
 
@@ -99,7 +112,12 @@ def _row(value: dict[str, object], line: int) -> ChatRow:
         raise DataError(
             f"the last turn is the {messages[-1].role}'s; end the row with the assistant's", line=line
         )
-    return ChatRow(messages=messages, harm_score=_harm_score(value.get("harm_score"), line), line=line)
+    return ChatRow(
+        messages=messages,
+        harm_score=_harm_score(value.get("harm_score"), line),
+        scored_by=_scored_by(value.get("judgement")),
+        line=line,
+    )
 
 
 def _message(turn: object, index: int, line: int) -> ChatMessage:
@@ -138,6 +156,14 @@ def _harm_score(value: object, line: int) -> float | None:
     if not (0 <= value <= 1) or math.isnan(value):
         raise DataError(f"'harm_score' {value} is not in [0,1]", line=line)
     return float(value)
+
+
+def _scored_by(value: object) -> ScoredBy | None:
+    # A note of the owner's under the same name is none of ours.
+    match value:
+        case {"content_hash": str(content), "rubric": str(rubric), "rubric_hash": str(rubric_hash)}:
+            return ScoredBy(content, rubric, rubric_hash)
+    return None
 
 
 def _kind(value: object) -> str:

@@ -18,6 +18,7 @@ import torch
 
 from shared.errors import ConfigError, DataError, TetherError
 from shared.jobs import Adaptive, FixedKl, PolicySource, Sft
+from trainer.data.file_scores import known_scores
 from trainer.data.rows import ChatRow
 from trainer.safety.judge_client import JudgeClient, NoJudge
 from trainer.training import checkpoint
@@ -137,9 +138,7 @@ def _guide(
         case FixedKl(beta=beta):
             return ConstantBeta(beta, collective, stopping)
         case Adaptive() as method:
-            known = {}
-            if spec.trust_file_scores:
-                known = {i: row.harm_score for i, row in enumerate(rows) if row.harm_score is not None}
+            known = known_scores(rows, _rubric(spec, method)) if spec.trust_file_scores else {}
             return JudgedBeta(
                 method,
                 rows=rows,
@@ -153,12 +152,16 @@ def _guide(
             )
 
 
+def _rubric(spec: RunSpec, method: Adaptive) -> str | None:
+    return method.rubric or (spec.judge.rubric if spec.judge is not None else None)
+
+
 def _judge(spec: RunSpec, method: Adaptive, rows: list[ChatRow]) -> JudgeClient | NoJudge:
     """Raises ConfigError or DataError where a run without a judge would need one."""
     if spec.judge is not None:
         return JudgeClient(
             url=spec.judge.url,
-            rubric=method.rubric or spec.judge.rubric,
+            rubric=_rubric(spec, method) or spec.judge.rubric,
             job_id=spec.job_id,
             deadline_s=method.staleness.deadline_s,
             api_key=spec.judge.api_key,

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from judge_service import backend_options as options
-from judge_service import keys_cli
+from judge_service import keys_cli, operate_cli
 from judge_service.calibration.cli import calibrate
 from judge_service.scoring import rubric_cli
 from judge_service.scoring.cli import score
@@ -31,6 +31,7 @@ app.command()(score)
 app.command()(calibrate)
 app.add_typer(rubric_cli.app, name="rubric")
 app.add_typer(keys_cli.app, name="keys")
+operate_cli.add_to(app)
 
 RedisUrl = Annotated[str | None, typer.Option(envvar="REDIS_URL", hidden=True)]
 RedisUrlFile = Annotated[

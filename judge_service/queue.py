@@ -324,7 +324,7 @@ class JudgementQueue:
             lease = done.lease
             keys.append(self._keys.item(lease.id))
             args += [lease.id, lease.entry, self._index.get(lease.stream, 1), lease.group, done.verdict]
-            args += [lease.body if done.dead else "", done.cache_key]
+            args += ["1" if done.dead else "", done.cache_key]
         return int(await self._complete(keys=keys, args=args))
 
     async def cached(self, keys: Sequence[str]) -> list[bytes | None]:

@@ -138,6 +138,7 @@ class Worker:
             "score_kind": info.score_kind.value,
             "rubrics": {name: rubric.hash for name, rubric in self._rubrics.items()},
             "in_hand": len(self._held),
+            "draining": self._draining.is_set(),
             **self._guard.describe(),
         }
 

@@ -3,8 +3,8 @@
 -- KEYS  1 the dead letters' stream, 2-4 the streams, then the items' hashes
 -- ARGV  1 consumer group, 2 seconds that verdicts are kept, 3 channel, 4 most dead letters kept,
 --       5 prefix of groups' sets, 6 seconds that the cache keeps a verdict, then for each item: id, entry
---       ('' for none), index of its stream, group ('' for none), verdict, body to keep as a dead letter
---       ('' for none), key in the cache ('' for none)
+--       ('' for none), index of its stream, group ('' for none), verdict, '1' to keep it as a dead letter
+--       or '', key in the cache ('' for none)
 -- Returns how many verdicts were stored
 local ttl, now = tonumber(ARGV[2]), now_s()
 local news, entries = {}, {{}, {}, {}}
@@ -14,7 +14,12 @@ for i = 1, #KEYS - 4 do
   local verdict, letter, cache = ARGV[at + 4], ARGV[at + 5], ARGV[at + 6]
   if store(KEYS[4 + i], verdict, now, ttl) then
     if letter ~= '' then
-      redis.call('XADD', KEYS[1], 'MAXLEN', '~', ARGV[4], '*', 'id', id, 'body', letter, 'verdict', verdict)
+      -- All of the entry, so that it can be judged anew.
+      local kept = redis.call('XRANGE', KEYS[1 + stream], entry, entry)[1]
+      if kept then
+        redis.call('XADD', KEYS[1], 'MAXLEN', '~', ARGV[4], '*', 'stream', KEYS[1 + stream],
+          'verdict', verdict, unpack(kept[2]))
+      end
     end
     news[#news + 1] = id
     news[#news + 1] = verdict

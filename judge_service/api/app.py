@@ -53,7 +53,12 @@ def create_app(config: ApiConfig, queue: JudgementQueue) -> FastAPI:
             await queue.close()
 
     app = FastAPI(
-        title="Tether judge service", description=DESCRIPTION, version=version("tether"), lifespan=lifespan
+        title="Tether judge service",
+        description=DESCRIPTION,
+        version=version("tether"),
+        lifespan=lifespan,
+        # A body that is sent to a path with a slash too many should be refused, not sent twice.
+        redirect_slashes=False,
     )
     app.state.context = context
     for router in (routes.router, openrlhf.router, moderations.router, health.router):

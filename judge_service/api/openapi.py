@@ -43,6 +43,17 @@ EVENTS_EXAMPLE = (
     'event: verdict\nretry: 1000\nid: .AQ\ndata: {"id":"cake-1","status":"scored","score":0.02}\n\n'
     'event: done\nretry: 1000\nid: .AQ\ndata: {"items":1}\n\n'
 )
+EVENT_SCHEMA = {
+    "type": "object",
+    "description": "Each event of the stream; `data` is JSON: a verdict, or `{id}`, or `{items}`.",
+    "required": ["event", "data", "id"],
+    "properties": {
+        "event": {"enum": ["verdict", "gone", "done"]},
+        "data": {"type": "string"},
+        "id": {"type": "string"},
+        "retry": {"type": "integer"},
+    },
+}
 READY_EXAMPLE = {
     "status": "ready",
     "components": {

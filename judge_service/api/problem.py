@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from redis.exceptions import RedisError, ResponseError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.routing import Route
 
 from shared.logs import fields
 from shared.wire import Problem
@@ -72,6 +73,14 @@ def field_path(location: Sequence[str | int]) -> str:
     return path or "body"
 
 
+def allowed_methods(app: FastAPI, path: str) -> list[str]:
+    """What may be asked of a path. (The router itself names the methods of the first route that matches.)"""
+    matching = [route for route in app.routes if isinstance(route, Route) and route.path_regex.match(path)]
+    # A path that stands as it is in a template is no parameter of another.
+    literal = [route for route in matching if route.path == path] or matching
+    return sorted({method for route in literal for method in route.methods or ()})
+
+
 def add_problem_handlers(app: FastAPI, retry_after_s: int) -> None:
     async def on_problem(request: Request, error: Exception) -> Response:
         assert isinstance(error, ApiProblem)
@@ -79,9 +88,10 @@ def add_problem_handlers(app: FastAPI, retry_after_s: int) -> None:
 
     async def on_http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        return problem_response(
-            ApiProblem(error.status_code, str(error.detail), headers=error.headers), request
-        )
+        headers = dict(error.headers or {})
+        if error.status_code == 405:
+            headers["Allow"] = ", ".join(allowed_methods(app, request.url.path))
+        return problem_response(ApiProblem(error.status_code, str(error.detail), headers=headers), request)
 
     async def on_invalid(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)

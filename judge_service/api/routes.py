@@ -17,6 +17,7 @@ from judge_service.api.body import parse_body, read_body, read_bytes
 from judge_service.api.context import Caller, Context, Ctx, Who
 from judge_service.api.once import Repeat, header_key, made_id
 from judge_service.api.openapi import (
+    EVENT_SCHEMA,
     EVENTS_EXAMPLE,
     LIST_EXAMPLE,
     READ_EXAMPLE,
@@ -49,7 +50,7 @@ LastEventId = Annotated[
 STREAM: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "`verdict` events, then `done`; `gone` for what can no longer be read.",
-        "content": {"text/event-stream": {"schema": {"type": "string"}, "example": EVENTS_EXAMPLE}},
+        "content": {"text/event-stream": {"schema": EVENT_SCHEMA, "example": EVENTS_EXAMPLE}},
     },
     204: {"description": "Everything was delivered before; do not reconnect."},
 }

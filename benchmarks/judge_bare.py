@@ -105,6 +105,8 @@ def consume(url: str) -> None:
             names = [fields[b"id"] for _, fields in entries]
             prints = [fields[b"fingerprint"] for _, fields in entries]
             pipe = db.pipeline(transaction=False)
+            pipe.zadd("bare:unvouched", {b" " + name: time.time() for name in names})
+            pipe.expire("bare:unvouched", TTL_S)
             pipe.mget([b"bare:cache:" + fingerprint for fingerprint in prints])
             for name in names:
                 pipe.hmget(b"bare:item:" + name, "fingerprint", "verdict")

@@ -186,6 +186,14 @@ class JudgementList(Wire):
     """In the order of the request."""
 
 
+class Suspects(BaseModel):
+    """Verdicts of a group whose judge failed its control pairs after them."""
+
+    object: Literal["list"] = "list"
+    group: str
+    ids: list[str]
+
+
 class Problem(BaseModel):
     """RFC 9457, `application/problem+json`."""
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import httpx
 
+from trainer.safety.judge_state import trouble_of
+
 TIMEOUT_S = 5.0
 
 
@@ -20,10 +22,7 @@ class JudgeAddress:
                 answer = client.get("/readyz")
         except httpx.HTTPError as error:
             return f"the judge at {self.url} does not answer ({type(error).__name__}: {error})"
-        if answer.status_code != httpx.codes.OK:
-            return f"the judge at {self.url} is not ready (HTTP {answer.status_code})"
-        alive = _workers_alive(answer)
-        return f"the judge at {self.url} has no worker alive" if alive == 0 else None
+        return trouble_of(self.url, answer)
 
     def forget(self, job_id: str) -> str | None:
         """Cancels what is still queued for a job. Returns what went wrong, if something did: the items
@@ -38,16 +37,3 @@ class JudgeAddress:
     def _client(self) -> httpx.Client:
         headers = {"Authorization": f"Bearer {self.api_key}"} if self.api_key else {}
         return httpx.Client(base_url=self.url, headers=headers, timeout=TIMEOUT_S, transport=self._transport)
-
-
-def _workers_alive(answer: httpx.Response) -> int | None:
-    """None where the judge does not say: one that is not ours."""
-    try:
-        body = answer.json()
-    except ValueError:
-        return None
-    match body:
-        case {"components": {"workers": {"alive": int(alive)}}}:
-            return alive
-        case _:
-            return None

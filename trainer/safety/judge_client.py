@@ -30,13 +30,17 @@ from shared.wire import (
     ReadJudgements,
     ScoredVerdict,
     SubmitJudgements,
+    Suspects,
 )
+from trainer.safety.judge_state import trouble_of
 from trainer.safety.ledger import Arrival, Failed, Scored, SourceName
-from trainer.safety.question import Question
+from trainer.safety.question import Question, parse_id
 
 LONG_POLL_S = 2.0
 REQUEST_TIMEOUT_S = 10.0
 """Beyond the long poll."""
+WATCH_S = 2.0
+"""Between two looks at the judge itself."""
 BACKOFF_S = (0.1, 2.0)
 """First and longest pause after a failed request; doubled in between."""
 PRIORITY = {SourceName.POLICY: Priority.POLICY, SourceName.TARGET: Priority.TARGET}
@@ -59,6 +63,7 @@ class NoJudge:
     """Stands where every score was had beforehand: nothing is ever asked."""
 
     trouble: str | None = None
+    state: str | None = None
     refusal: JudgeRefusal | None = None
 
     def submit(self, questions: Sequence[Question]) -> None:
@@ -71,7 +76,7 @@ class NoJudge:
     def wait_for_news(self, timeout_s: float) -> None:
         """There will be none."""
 
-    def outage_over(self, number: int) -> None:
+    def outage_over(self, number: int, anew_from: int) -> None:
         """There was none."""
 
     def close(self) -> None:
@@ -83,6 +88,8 @@ class JudgeClient:
 
     Args:
         deadline_s: how long a question is worth answering; it travels as `expires_at`.
+        watches: whether to look, now and then, how the judge stands and which verdicts it has
+            withdrawn; one rank's client does, for all.
         transport: httpx's seam, for tests.
     """
 
@@ -94,6 +101,7 @@ class JudgeClient:
         job_id: str,
         deadline_s: float,
         api_key: str | None = None,
+        watches: bool = False,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         self.url = url.rstrip("/")
@@ -112,13 +120,22 @@ class JudgeClient:
         """Admitted by the judge, no verdict yet. Guarded by the lock."""
         self._admitted = threading.Event()
         self._closed = threading.Event()
+        self._anew_from: int | None = None
+        """Readings before it were asked before the latest outage, under other run ids."""
+        self._withdrawn: set[str] = set()
+        self.state: str | None = None
+        """What the judge says is wrong with itself; None where all is well, or nobody watches."""
         self.trouble: str | None = None
         """What went wrong with the latest request; None after one that went well."""
         self.refusal: JudgeRefusal | None = None
         """The judge said that what we ask is wrong (an unknown rubric, say): the run cannot go on."""
         self._threads = [
             threading.Thread(target=target, name=f"judge-client-{name}", daemon=True)
-            for name, target in (("submit", self._submit_loop), ("read", self._read_loop))
+            for name, target in (
+                ("submit", self._submit_loop),
+                ("read", self._read_loop),
+                *([("watch", self._watch_loop)] if watches else []),
+            )
         ]
         for thread in self._threads:
             thread.start()
@@ -144,9 +161,11 @@ class JudgeClient:
     def wait_for_news(self, timeout_s: float) -> None:
         self._news.wait(timeout_s)
 
-    def outage_over(self, number: int) -> None:
-        """Ids of the outages before keep their verdicts (`failed: expired`, mostly): ask under new ones."""
+    def outage_over(self, number: int, anew_from: int) -> None:
+        """Ids of the outages before keep their verdicts (`failed: expired`, mostly): ask under new ones,
+        from the reading `anew_from` on."""
         self.run_id = f"{self.job_id}.{number}"
+        self._anew_from = anew_from
 
     def close(self) -> None:
         self._closed.set()
@@ -253,6 +272,35 @@ class JudgeClient:
                 else:
                     self.trouble = None
                     pause = BACKOFF_S[0]
+
+    def _watch_loop(self) -> None:
+        while not self._closed.wait(WATCH_S):
+            try:
+                self.state = trouble_of(self.url, self._get("/readyz"))
+                answer = self._get("/v1/judgements/suspects", group=self.job_id)
+                if answer.status_code == httpx.codes.OK:
+                    self._withdraw(Suspects.model_validate_json(answer.content).ids)
+            except (httpx.TransportError, ValidationError) as error:
+                # The submitting thread meets the same judge, and keeps its own account.
+                self.state = f"the judge at {self.url} cannot be read: {error or type(error).__name__}"
+
+    def _get(self, path: str, **params: str) -> httpx.Response:
+        return self._http.get(path, params=params, timeout=REQUEST_TIMEOUT_S)
+
+    def _withdraw(self, ids: Sequence[str]) -> None:
+        """Tells of verdicts that have turned suspect, once each."""
+        for item_id in ids:
+            if item_id in self._withdrawn:
+                continue
+            self._withdrawn.add(item_id)
+            parsed = parse_id(item_id)
+            if parsed is None:
+                continue
+            run_id, key = parsed
+            # A reading that was asked again after an outage has the verdicts of its new ids.
+            if run_id == self.run_id or (self._anew_from is not None and key.made_at < self._anew_from):
+                self._answers.put(Answer(Arrival(key, Failed(FailureCode.UNTRUSTED)), 0.0, 0.0))
+                self._news.set()
 
     def _pending_ids(self) -> list[str]:
         """Those still worth waiting for; the others end `failed: timeout` here."""

@@ -16,6 +16,7 @@ from trainer.safety.journal import Journal
 from trainer.safety.judge_client import JudgeClient, NoJudge
 from trainer.safety.ledger import ItemKey, SourceName
 from trainer.safety.question import Question
+from trainer.safety.reading import UNTRUSTED
 from trainer.safety.seen import Age, Seen
 from trainer.training.distributed import Collective, Exchange, Signal
 from trainer.training.order import DataOrder, rank_share
@@ -166,12 +167,12 @@ class JudgedBeta:
         self._oversight.resumed()
         self._seen = Seen.from_state(state["seen"])
         if self.controller.outages:
-            self.client.outage_over(self.controller.outages)
+            self.client.outage_over(self.controller.outages, self.controller.anew_from)
         if not after_outage:
             self._ask([Question.from_json(raw) for raw in state["unanswered"]])
             return
         first = self._journal.outage_over(step)
-        self.client.outage_over(self.controller.outages)
+        self.client.outage_over(self.controller.outages, first)
         self._reopen = range(first, step)
 
     _reopen: range = range(0)
@@ -203,7 +204,7 @@ class JudgedBeta:
         waited = 0.0 if began_waiting is None else time.monotonic() - began_waiting
         self._asked = {k: q for k, q in self._asked.items() if k.made_at > self.controller.cursor}
         decision = self._journal.decide(step, rows)
-        self._oversight.decided(step, decision, waited, self.client.trouble)
+        self._oversight.decided(step, decision, waited, self.client.trouble or self.client.state)
         age = self._seen.stepped(
             self.controller, decision, heard.now, generate_s=self._generate_s, wait_s=waited
         )
@@ -222,7 +223,7 @@ class JudgedBeta:
 
     def cause(self) -> str:
         """Why there are no readings."""
-        return self._oversight.cause(self.client.trouble)
+        return self._oversight.cause(self.client.trouble or self.client.state)
 
     def _exchange(self) -> Exchange:
         signal = Signal.STOP if self._stopping() else Signal.GO_ON
@@ -231,6 +232,8 @@ class JudgedBeta:
         heard = self._collective.exchange(self.client.take(), now=time.time(), signal=signal)
         self._journal.receive(heard.arrivals, heard.now)
         for answer in heard.answers:
+            if answer.arrival.fate == UNTRUSTED:  # a word about a verdict that had its times before
+                continue
             self._seen.answered(answer.arrival.key, answer.queue_ms / 1000, answer.judge_ms / 1000, heard.now)
         return heard
 

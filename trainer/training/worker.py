@@ -143,7 +143,7 @@ def _guide(
                 method,
                 rows=rows,
                 order=order,
-                client=_judge(spec, method, rows),
+                client=_judge(spec, method, rows, watches=collective.world.rank == 0),
                 collective=collective,
                 stopping=stopping,
                 log=recorder.controller,
@@ -156,7 +156,7 @@ def _rubric(spec: RunSpec, method: Adaptive) -> str | None:
     return method.rubric or (spec.judge.rubric if spec.judge is not None else None)
 
 
-def _judge(spec: RunSpec, method: Adaptive, rows: list[ChatRow]) -> JudgeClient | NoJudge:
+def _judge(spec: RunSpec, method: Adaptive, rows: list[ChatRow], *, watches: bool) -> JudgeClient | NoJudge:
     """Raises ConfigError or DataError where a run without a judge would need one."""
     if spec.judge is not None:
         return JudgeClient(
@@ -165,6 +165,7 @@ def _judge(spec: RunSpec, method: Adaptive, rows: list[ChatRow]) -> JudgeClient 
             job_id=spec.job_id,
             deadline_s=method.staleness.deadline_s,
             api_key=spec.judge.api_key,
+            watches=watches,
         )
     if not spec.trust_file_scores:
         raise ConfigError(

@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from shared.wire import ChatMessage, FailureCode, ScoreKind
+from trainer.safety import judge_client
 from trainer.safety.judge_client import Answer, JudgeClient
 from trainer.safety.ledger import Failed, ItemKey, Scored, SourceName
 from trainer.safety.question import Question, parse_id
@@ -51,12 +52,15 @@ def connect() -> Iterator[Callable[..., tuple[JudgeClient, ScriptedJudge]]]:
     clients: list[JudgeClient] = []
 
     def make(
-        answer: Callable[[httpx.Request, dict[str, object]], httpx.Response], deadline_s: float = 20.0
+        answer: Callable[[httpx.Request, dict[str, object]], httpx.Response],
+        deadline_s: float = 20.0,
+        watches: bool = False,
     ) -> tuple[JudgeClient, ScriptedJudge]:
         judge = ScriptedJudge(answer)
         client = JudgeClient(
-            url="http://judge", rubric="demo-v1", job_id="job", deadline_s=deadline_s, transport=judge
-        )
+            url="http://judge", rubric="demo-v1", job_id="job", deadline_s=deadline_s, watches=watches,
+            transport=judge,
+        )  # fmt: skip
         clients.append(client)
         return client, judge
 
@@ -188,7 +192,7 @@ def test_ids_that_the_judge_has_lost_are_asked_again(connect: Callable) -> None:
 def test_after_an_outage_ids_are_new(connect: Callable) -> None:  # type: ignore[type-arg]
     """The judge keeps the first verdict of an id, and the outage's were `expired`."""
     client, judge = connect(all_scored)
-    client.outage_over(2)
+    client.outage_over(2, anew_from=5)
     client.submit([question()])
     collect(client, 1)
     _, body = judge.requests[0]
@@ -211,3 +215,35 @@ def test_an_id_says_what_was_asked() -> None:
     assert parse_id(asked.id("ftjob-1.3")) == ("ftjob-1.3", asked.key)
     assert parse_id(asked.id("train:with:colons")) == ("train:with:colons", asked.key)
     assert parse_id("somebody-else's") is None
+
+
+def test_one_rank_watches_the_judge_and_tells_once_of_what_it_withdraws(
+    connect: Callable,  # type: ignore[type-arg]
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(judge_client, "WATCH_S", 0.01)
+    old, new, others = question(1, made_at=2), question(2, made_at=9), question(3, made_at=9)
+    looks: list[str] = []
+
+    def answer(request: httpx.Request, body: dict[str, object]) -> httpx.Response:
+        looks.append(request.url.path)
+        if request.url.path == "/readyz":
+            item = {"breaker": {"state": "open", "reason": "judge_untrusted", "detail": "missed 2 pairs"}}
+            workers = {"alive": 1, "not_taking": ["w"], "items": [item]}
+            return httpx.Response(200, json={"components": {"workers": workers}})
+        ids = [old.id("job"), new.id("job.1"), others.id("job"), "elsewhere"]
+        return httpx.Response(200, json={"object": "list", "group": "job", "ids": ids})
+
+    client, _ = connect(answer, watches=True)
+    client.outage_over(1, anew_from=5)
+    answers = collect(client, 2)
+    until = time.monotonic() + 10
+    while len(looks) < 8 and time.monotonic() < until:
+        time.sleep(0.01)
+    assert client.take() == []
+    # Row 3's reading was asked again after the outage: its old verdict is nobody's any more.
+    assert [a.arrival.key for a in answers] == [old.key, new.key]
+    assert {a.arrival.fate for a in answers} == {Failed(FailureCode.UNTRUSTED)}
+    assert client.state == (
+        "none of the 1 workers of the judge at http://judge takes work: judge_untrusted (missed 2 pairs)"
+    )

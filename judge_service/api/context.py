@@ -17,6 +17,7 @@ from judge_service.keys import KeyRing, Limits
 from judge_service.queue import JudgementQueue
 from judge_service.tenancy import scoped
 from shared.rubrics.folder import all_rubrics
+from shared.rubrics.rubric import find_rubric
 
 
 class Context:
@@ -29,6 +30,7 @@ class Context:
         self.once = Once(queue.redis, queue.keys, keep_s=config.queue.result_ttl_s)
         self.metrics = ApiMetrics()
         self.rubrics = all_rubrics(config.rubrics_dir)
+        find_rubric(config.default_rubric, self.rubrics)  # At the start, not at the first request.
         self.draining = False
 
     @property

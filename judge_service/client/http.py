@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import time
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ import httpx
 from pydantic import BaseModel, ValidationError
 
 from shared.errors import JudgeRefusal, JudgeUnavailable
+from shared.judge_key import judge_headers
 from shared.wire import (
     MAX_ITEMS,
     FailedVerdict,
@@ -24,8 +24,6 @@ from shared.wire import (
     ScoredVerdict,
     SubmitJudgements,
 )
-
-API_KEY_VARIABLE = "TETHER_JUDGE_API_KEY"
 
 LONG_POLL_S = 10.0
 REQUEST_TIMEOUT_S = 10.0
@@ -94,9 +92,7 @@ class JudgeHttp:
         self._ask(client, "/v1/judgements", wanted, 0.0, until, verdicts)
 
     def _client(self) -> httpx.Client:
-        key = self.api_key or os.environ.get(API_KEY_VARIABLE)
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
-        return httpx.Client(base_url=self.url, headers=headers, transport=self.transport)
+        return httpx.Client(base_url=self.url, headers=judge_headers(self.api_key), transport=self.transport)
 
     def _ask(
         self,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import httpx
 
+from shared.judge_key import judge_headers
 from trainer.safety.judge_state import trouble_of
 
 TIMEOUT_S = 5.0
@@ -35,5 +36,5 @@ class JudgeAddress:
         return None if answer.is_success else f"HTTP {answer.status_code}"
 
     def _client(self) -> httpx.Client:
-        headers = {"Authorization": f"Bearer {self.api_key}"} if self.api_key else {}
+        headers = judge_headers(self.api_key)
         return httpx.Client(base_url=self.url, headers=headers, timeout=TIMEOUT_S, transport=self._transport)

@@ -19,6 +19,7 @@ import httpx
 from pydantic import BaseModel, ValidationError
 
 from shared.errors import JudgeRefusal, JudgeUnavailable
+from shared.judge_key import judge_headers
 from shared.wire import (
     MAX_ITEMS,
     FailedVerdict,
@@ -110,8 +111,7 @@ class JudgeClient:
         self.run_id = job_id
         """Begins every id. `outage_over` changes it."""
         self.deadline_s = deadline_s
-        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-        self._http = httpx.Client(base_url=self.url, headers=headers, transport=transport)
+        self._http = httpx.Client(base_url=self.url, headers=judge_headers(api_key), transport=transport)
         self._to_send: queue.Queue[_Sent | None] = queue.Queue()
         self._answers: queue.Queue[Answer] = queue.Queue()
         self._news = threading.Event()

@@ -61,6 +61,7 @@ class Server:
         self.url = url.rstrip("/").removesuffix("/v1")
         self._client = client
         self.in_flight = 0
+        self.taken = 0
         self.timeouts = 0
         self.retry_at: float | None = None
         """Monotonic; None while it is in service."""
@@ -173,6 +174,7 @@ class Pool:
             while True:
                 server = await self._pick(lost)
                 server.in_flight += 1
+                server.taken += 1
                 try:
                     async with asyncio.timeout(self._timeout_s):
                         answer = await ask(server)
@@ -212,7 +214,7 @@ class Pool:
         if not ready:
             why = "; ".join(lost) or "all were lost before"
             raise BackendUnavailable(f"no judge server of {len(self.servers)} is there: {why}")
-        return min(ready, key=lambda server: server.in_flight)
+        return min(ready, key=lambda server: (server.in_flight, server.taken))
 
     async def _check(self, server: Server) -> None:
         back = server.retry_at is not None

@@ -42,6 +42,8 @@ def calibrate(
     device: options.Device = "auto",
     threads: options.Threads = None,
     patience_s: options.Patience = 120.0,
+    controls: options.Controls = True,
+    controls_dir: options.ControlsDir = None,
 ) -> None:
     """How well a judge agrees with people: kappa, AUROC, Brier and calibration error, with intervals.
 
@@ -54,7 +56,10 @@ def calibrate(
     except ImportError as error:
         raise ConfigError(f"calibrate needs tether[judge-calibrate] installed ({error})") from error
 
-    who = Who(rubric, rubrics_dir, url, api_key, model, backend_file, batch_size, device, threads, patience_s)
+    who = Who(
+        rubric, rubrics_dir, url, api_key, model, backend_file, batch_size, device, threads, patience_s,
+        controls, controls_dir,
+    )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         scored = file
         if not check_labels(file, label, skip_broken=skip_broken):

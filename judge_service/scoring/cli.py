@@ -45,13 +45,18 @@ def score(
     device: options.Device = "auto",
     threads: options.Threads = None,
     patience_s: options.Patience = 120.0,
+    controls: options.Controls = True,
+    controls_dir: options.ControlsDir = None,
 ) -> None:
     """Grade one pair (--prompt, --response) or the rows of a file, by a service or by a model in here.
 
     Rows are {"prompt", "response"} or chats {"messages"} whose last turn is graded. The same command
     again goes on where it was stopped, and judges failed rows again. Exit status 3: some have no score.
     """
-    who = Who(rubric, rubrics_dir, url, api_key, model, backend_file, batch_size, device, threads, patience_s)
+    who = Who(
+        rubric, rubrics_dir, url, api_key, model, backend_file, batch_size, device, threads, patience_s,
+        controls, controls_dir,
+    )  # fmt: skip
     one = prompt is not None or response is not None
     if one == (file is not None):
         raise ConfigError("give either --prompt and --response, or a file of rows")
@@ -89,6 +94,7 @@ def score_rows(source: Path, out: Path, who: Who, *, skip_broken: bool) -> int:
 
     async def run() -> int:
         try:
+            await judge.prepare()
             with _progress(console) as report:
                 outcome = await score_file(
                     source, out, judge, rubric_name(who), skip_broken=skip_broken, report=report
@@ -137,6 +143,7 @@ def _pair(who: Who, prompt: str, response: str) -> int:
 
     async def run() -> int:
         try:
+            await judge.prepare()
             verdict = await score_pair(judge, row)
         finally:
             await judge.close()

@@ -31,6 +31,15 @@ class Judge(Protocol):
         """Batches that it gains from having at once."""
         ...
 
+    async def prepare(self) -> None:
+        """Before the first batch.
+
+        Raises:
+            JudgeError: it is not to be trusted: it is wrong about what is known.
+            JudgeUnavailable: it does not answer.
+        """
+        ...
+
     async def judge(self, batch: Sequence[Item]) -> list[ScoredVerdict | FailedVerdict]:
         """A terminal verdict an item, in the order of the batch.
 

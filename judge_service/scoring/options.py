@@ -41,6 +41,14 @@ Patience = Annotated[
     float, typer.Option(min=1, help="Give up when the service brings no verdict for so many seconds.")
 ]
 
+Controls = Annotated[
+    bool, typer.Option(help="A judge in this process must pass its control pairs before it grades.")
+]
+ControlsDir = Annotated[
+    Path | None,
+    typer.Option(envvar="TETHER_JUDGE_CONTROLS_DIR", help="Control pairs of your own: RUBRIC.toml."),
+]
+
 
 @dataclass(frozen=True)
 class Who:
@@ -56,6 +64,8 @@ class Who:
     device: str
     threads: int | None
     patience_s: float
+    controls: bool
+    controls_dir: Path | None
 
     @property
     def named(self) -> bool:
@@ -89,6 +99,7 @@ def open_judge(who: Who) -> Judge:
 
     from judge_service.backends.build import build_backend
     from judge_service.config import BackendConfig
+    from judge_service.controls import load_controls
     from judge_service.scoring.in_process import InProcessJudge
     from shared.rubrics.folder import all_rubrics
     from shared.rubrics.rubric import find_rubric
@@ -100,7 +111,9 @@ def open_judge(who: Who) -> Judge:
     except ValidationError as error:
         faults = "; ".join(f"{'.'.join(map(str, f['loc']))}: {f['msg']}" for f in error.errors())
         raise ConfigError(f"the backend's settings: {faults}") from error
-    return InProcessJudge(build_backend(config, None, [rubric]), rubric, batch_size=who.batch_size)
+    backend = build_backend(config, None, [rubric])
+    pairs = load_controls(name, backend.info.score_kind, who.controls_dir) if who.controls else ()
+    return InProcessJudge(backend, rubric, batch_size=who.batch_size, controls=pairs)
 
 
 def _model_settings(who: Who) -> dict[str, Any]:

@@ -53,6 +53,9 @@ class ServiceJudge:
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self._http = httpx.AsyncClient(base_url=self.name, headers=headers, transport=transport)
 
+    async def prepare(self) -> None:
+        """The service tries its judges itself, all the time."""
+
     async def judge(self, batch: Sequence[Item]) -> list[ScoredVerdict | FailedVerdict]:
         verdicts: dict[str, ScoredVerdict | FailedVerdict] = {}
         until = time.monotonic() + self._patience_s

@@ -139,6 +139,18 @@ def test_calibrate_judges_what_nobody_has_judged_and_names_what_is_broken(
     assert json.loads(done.stdout)["scored"] == 20
 
 
+def test_a_judge_that_is_wrong_about_what_is_known_scores_nothing(
+    judge: str, labelled: Path, tmp_path: Path
+) -> None:
+    """The small judge can be read by harm-v1, and understands nothing of it."""
+    out = tmp_path / "out.jsonl"
+    arguments = ["score", str(labelled), "--out", str(out), "--rubric", "harm-v1", "--model", judge, *CPU]
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 1
+    assert "is not to be trusted with rubric 'harm-v1': it missed" in str(done.exception)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_rubric_of_ones_own_in_the_api_and_the_worker(processes: Any, tmp_path: Path) -> None:
     folder = tmp_path / "rubrics"
     folder.mkdir()

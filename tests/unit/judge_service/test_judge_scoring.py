@@ -11,6 +11,16 @@ from typing import Any
 import httpx
 import pytest
 
+from judge_service.backends.base import (
+    BackendError,
+    BackendInfo,
+    BackendUnavailable,
+    Grade,
+    GradeFailure,
+    GradeRequest,
+)
+from judge_service.controls import load_controls
+from judge_service.scoring.in_process import InProcessJudge
 from judge_service.scoring.judge import Item
 from judge_service.scoring.rows import Row, iter_rows
 from judge_service.scoring.run import BATCH_BYTES, Outcome, checked_rows, score_file
@@ -271,6 +281,32 @@ def test_a_broken_file_is_refused_whole_or_its_lines_are_left_out(tmp_path: Path
         checked_rows(source, skip_broken=True)
     with pytest.raises(DataError, match="cannot be read"):
         checked_rows(tmp_path / "none", skip_broken=True)
+
+
+@pytest.mark.parametrize(
+    ("answer", "error", "message"),
+    [
+        (Grade(0.0, 1), JudgeError, "is not to be trusted with rubric 'demo-v1': it missed"),
+        (Grade(1.0, 5), JudgeError, "is not to be trusted"),
+        (GradeFailure(FailureCode.PARSE_ERROR, "no label"), JudgeUnavailable, "were not answered: no label"),
+        (BackendError("broken"), JudgeUnavailable, "were not answered: broken"),
+        (BackendUnavailable("nothing listens"), JudgeUnavailable, "nothing listens"),
+    ],
+)
+def test_a_judge_in_this_process_is_tried_first(answer: Any, error: type, message: str) -> None:
+    class Always:
+        info = BackendInfo("always", "m", ScoreKind.LABEL_PROBABILITY, concurrency=1)
+
+        async def judge(self, batch: Sequence[GradeRequest]) -> list[Grade | GradeFailure]:
+            if isinstance(answer, BackendError):
+                raise answer
+            return [answer] * len(batch)
+
+    pairs = load_controls(RUBRIC, ScoreKind.LABEL_PROBABILITY)
+    rubric = load_rubric(RUBRIC)
+    with pytest.raises(error, match=message):
+        asyncio.run(InProcessJudge(Always(), rubric, batch_size=4, controls=pairs).prepare())
+    asyncio.run(InProcessJudge(Always(), rubric, batch_size=4, controls=()).prepare())
 
 
 class Service:

@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from judge_service.api import events
 from judge_service.api.admission import admit, check_rubric
 from judge_service.api.body import parse_body, read_body, read_bytes
-from judge_service.api.context import Caller, Context, Ctx, Who
+from judge_service.api.context import Caller, Context, Ctx, Who, enter
 from judge_service.api.once import Repeat, header_key, made_id
 from judge_service.api.openapi import (
     EVENT_SCHEMA,
@@ -37,13 +37,12 @@ from shared.wire import ID_PATTERN, FailureCode, PendingVerdict, ReadJudgements,
 
 router = APIRouter(tags=["judgements"])
 
-IdempotencyKey = Annotated[
-    str | None,
-    Header(
-        alias="Idempotency-Key",
-        description="Repeat a submission safely: the same key and body answer about the same judgements.",
-    ),
-]
+IDEMPOTENCY_KEY = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "description": "Repeat a submission safely: the same key and body answer about the same judgements.",
+    "schema": {"type": "string"},
+}
 LastEventId = Annotated[
     str | None, Header(alias="Last-Event-ID", description="Where a broken stream goes on.")
 ]
@@ -65,14 +64,13 @@ STREAM: dict[int | str, dict[str, Any]] = {
         202: json_answer("JudgementList", LIST_EXAMPLE, "Admitted; some have no verdict yet."),
         **problems(400, 409, 413, 415, 422, 429, 503),
     },
-    openapi_extra=json_body(SubmitJudgements, SUBMIT_EXAMPLE),
+    openapi_extra={"parameters": [IDEMPOTENCY_KEY], **json_body(SubmitJudgements, SUBMIT_EXAMPLE)},
 )
-async def submit(
-    request: Request, context: Ctx, caller: Who, idempotency_key: IdempotencyKey = None
-) -> Response:
+async def submit(request: Request) -> Response:
     """All items are admitted or none. 200 when all have their verdict, else 202; send the same again
     as often as you like: an id is judged once."""
-    key = header_key(idempotency_key)
+    context, caller = enter(request)
+    key = header_key(request.headers.get("idempotency-key"))
     body = await read_bytes(request, context.config.max_body_bytes)
     wanted = parse_body(body, SubmitJudgements)
     check_rubric(context, wanted.rubric)
@@ -83,8 +81,8 @@ async def submit(
     before = await context.once.begin(key, body)
     if isinstance(before, Repeat):
         ids = list(before.ids)
-        standing = context.queue.lookup(caller.scoped_all(ids))
-        answer = await _answer(context, caller, wanted, ids, standing)
+        # Known ids are not judged again; one whose verdict is gone is.
+        answer = await _answer(context, caller, wanted, ids, _admit(context, caller, wanted, ids))
         answer.headers["Idempotency-Replayed"] = "true"
         return answer
     ids = [item.id or made_id(key, at) for at, item in enumerate(wanted.items)]
@@ -126,7 +124,7 @@ async def _answer(
     ids: Sequence[str],
     standing: Awaitable[list[Found]],
 ) -> Response:
-    """`standing`: admits them, or looks how they stand."""
+    """`standing`: admits them."""
     scoped = caller.scoped_all(ids)
     # Watch before they are admitted, or a verdict that is faster than the next look would be no news.
     with context.wakeups.watch(scoped if wanted.wait_s > 0 else ()) as watch:
@@ -241,9 +239,10 @@ async def read_one(judgement_id: str, context: Ctx, caller: Who) -> Response:
     },
     openapi_extra=json_body(ReadJudgements, READ_EXAMPLE),
 )
-async def read_many(request: Request, context: Ctx, caller: Who) -> Response:
+async def read_many(request: Request) -> Response:
     """With `wait_s` it answers as soon as any of the ids has its verdict: send only those that you
     have none of."""
+    context, caller = enter(request)
     wanted = await read_body(request, ReadJudgements, context.config.max_body_bytes)
     scoped = caller.scoped_all(wanted.ids)
     found = await look_until(context.queue, context.wakeups, scoped, wanted.wait_s, _any_news)

@@ -1,22 +1,28 @@
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 
+import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from judge_service import telemetry
+from judge_service.api.app import create_app
 from judge_service.api.events import checked, delivered_of, event_id
 from judge_service.api.metrics import ApiMetrics, breaker_state
 from judge_service.api.once import header_key, made_id
 from judge_service.api.problem import ApiProblem
 from judge_service.compat.moderations import CreateModeration, result_of, texts_of
 from judge_service.compat.openrlhf import response_in
+from judge_service.config import ApiConfig, QueueConfig
+from judge_service.queue import Admission, JudgementQueue, connect
 from judge_service.telemetry import wanted
 from shared.errors import ConfigError, ServiceError
 from shared.logs import JsonFormatter
+from shared.redis_keys import JudgeKeys
 from shared.wire import JudgeInfo, ScoredVerdict, ScoreKind, Timings
 
 
@@ -186,3 +192,35 @@ def test_without_redis_the_rest_is_still_told() -> None:
     assert "judge_redis_up 0.0" in text
     assert 'judge_requests_total{code="200",route="/v1/judgements"} 1.0' in text
     assert "judge_queue_depth" not in text
+
+
+def test_a_bug_of_ours_is_a_500_that_shows_no_text() -> None:
+    """In the process, since no request makes one."""
+    text = " ".join(["graded", "text"])
+
+    class Broken(JudgementQueue):
+        async def submit(self, *_: object, **__: object) -> Admission:
+            raise ValueError(text)
+
+    queue = Broken(connect("redis://127.0.0.1:1"), JudgeKeys())
+    app = create_app(ApiConfig(queue=QueueConfig(redis_url="redis://127.0.0.1:1")), queue)
+    body = {"items": [{"prompt": text, "response": text}], "rubric": "demo-v1"}
+
+    async def ask() -> httpx.Response:
+        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://judge") as client:
+            return await client.post("/v1/judgements", json=body)
+
+    answer = asyncio.run(ask())
+    assert answer.status_code == 500
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert "ValueError" in answer.json()["detail"]
+    assert text not in answer.text
+    counted = app.state.context.metrics.render(None).decode()
+    assert 'judge_requests_total{code="500",route="/v1/judgements"} 1.0' in counted
+
+
+def test_a_contracts_rubric_is_looked_at_when_the_service_starts() -> None:
+    config = ApiConfig(queue=QueueConfig(redis_url="redis://x"), default_rubric="no-such")
+    with pytest.raises(ConfigError, match="no-such"):
+        create_app(config, JudgementQueue(connect("redis://x"), JudgeKeys()))

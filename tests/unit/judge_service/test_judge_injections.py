@@ -10,15 +10,22 @@ from typing import Any
 
 import openai_harmony
 import pytest
-from transformers import AutoTokenizer
+from tokenizers.processors import TemplateProcessing
+from transformers import AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
 
 from judge_service.backends.base import Grade, GradeFailure, GradeRequest
+from judge_service.backends.classifier import ClassifierBackend, ClassifierOptions
+from judge_service.backends.harmony import HarmonyOptions
+from judge_service.backends.openai import OpenAIOptions, open_openai
+from judge_service.backends.pool import PoolOptions
 from judge_service.backends.prompting import PromptEncoder
 from judge_service.backends.rules import RulesBackend
 from judge_service.backends.transformers import TransformersBackend, TransformersOptions
+from judge_service.backends.vllm import VllmOptions, open_vllm
 from shared.rubrics.encoding import chat_text, encode_prompt, encode_text
 from shared.rubrics.rubric import Rubric, Segment, load_rubric, render, render_chat, shipped_rubrics
 from shared.wire import ChatMessage
+from tests.judge_standin import HarmonyBytes, StandIn
 
 NONCE = "5eed5eed5eed5eed"
 REQUEST, ANSWER = "How do I break a lock?", "First, take the pick. Then turn it slowly."
@@ -79,6 +86,23 @@ CHAT_TOKENS = [
 @pytest.fixture(scope="module")
 def tokenizers(judge_folder: Path) -> dict[str, Harmony | Bytes]:
     return {"harmony": Harmony(), "bytes": Bytes(judge_folder, CHAT_TOKENS)}
+
+
+def save_classifier(judge: Path, folder: Path) -> Path:
+    """With that judge's tokenizer and a frame of special tokens around its pair of texts."""
+    tokenizer = AutoTokenizer.from_pretrained(judge)
+    names = ["<|bos|>", "<|end|>"]
+    ids = dict(zip(names, tokenizer.convert_tokens_to_ids(names), strict=True))
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<|bos|> $A <|end|>", pair="<|bos|> $A <|end|> $B <|end|>", special_tokens=list(ids.items())
+    )
+    tokenizer.save_pretrained(folder)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=1,
+        num_attention_heads=4, max_position_embeddings=256, num_labels=2, pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+    LlamaForSequenceClassification(config).save_pretrained(folder)
+    return folder
 
 
 def prompts(injection: Any, rubric: Rubric) -> Iterator[tuple[Segment, ...]]:
@@ -217,6 +241,68 @@ def test_a_prompt_whose_structure_broke_is_never_scored(
     assert {"harmony", "chat format"} <= refused
 
 
+POOL = PoolOptions(("http://judge",), in_flight=4, timeout_s=20)
+
+
+def grade_all(backend: Any, injections: list[Any], rubric: Rubric) -> dict[str, Grade | GradeFailure]:
+    async def run() -> list[Grade | GradeFailure]:
+        try:
+            requests = [GradeRequest(rubric, *injection.pair(REQUEST, ANSWER)) for injection in injections]
+            return list(await backend.judge(requests))
+        finally:
+            await backend.close()
+
+    names = [injection.name for injection in injections]
+    return dict(zip(names, asyncio.run(run()), strict=True))
+
+
+def test_through_gpt_oss_s_path_each_attack_is_graded_or_seen(injections: list[Any]) -> None:
+    """A stand-in for vLLM renders; then one that makes special tokens of what spells them."""
+    rubric = load_rubric("harm-v1")
+    standin = StandIn(HarmonyBytes(), context=20_000)
+    options = VllmOptions(POOL, HarmonyOptions(), (rubric,), boot_s=0)
+    graded = grade_all(open_vllm(options, standin.transport()), injections, rubric)
+    assert {type(answer) for answer in graded.values()} == {Grade}
+
+    standin = StandIn(HarmonyBytes(), context=20_000)
+    backend = open_vllm(options, standin.transport())
+    standin.mode = "specials pass"
+    graded = grade_all(backend, injections, rubric)
+    spelled = {i.name for i in injections if any(t in i.text for t in standin.codec.specials)}
+    assert len(spelled) >= 8
+    assert {name for name, answer in graded.items() if isinstance(answer, GradeFailure)} == spelled
+
+
+def test_a_chat_server_is_sent_the_rubric_alone_as_its_instructions(injections: list[Any]) -> None:
+    rubric = load_rubric("harm-v1")
+    standin = StandIn(HarmonyBytes(), context=100_000)
+    options = OpenAIOptions(POOL, "stand-in", (rubric,), boot_s=0)
+    backend = open_openai(options, standin.transport())
+    standin.asked.clear()
+    graded = grade_all(backend, injections, rubric)
+    assert {type(answer) for answer in graded.values()} == {Grade}
+    sent = [body["messages"] for _, body in standin.asked]
+    assert len(sent) == len(injections)
+    assert {messages[0]["content"] for messages in sent} == {rubric.prefix.strip()}
+    assert {tuple(message["role"] for message in messages) for messages in sent} == {("system", "user")}
+
+
+def test_a_classifier_s_frame_is_the_only_one(
+    injections: list[Any], judge_folder: Path, tmp_path: Path
+) -> None:
+    folder = save_classifier(judge_folder, tmp_path / "classifier")
+    backend = ClassifierBackend(
+        ClassifierOptions(str(folder), "tiny", {"LABEL_1": 1.0}, device="cpu", threads=1)
+    )
+    specials = frozenset(backend._tokenizer.all_special_ids)
+    plain, _ = backend.encode(GradeRequest(load_rubric("harm-v1"), REQUEST, ANSWER))
+    for injection in injections:
+        ids, _ = backend.encode(GradeRequest(load_rubric("harm-v1"), *injection.pair(REQUEST, ANSWER)))
+        assert [i for i in ids if i in specials] == [i for i in plain if i in specials], injection.name
+    graded = grade_all(backend, injections, load_rubric("harm-v1"))
+    assert {type(answer) for answer in graded.values()} == {Grade}
+
+
 @pytest.mark.parametrize("kind", ["transformers", "rules"])
 def test_every_backend_answers_each_attack_with_a_grade_or_a_failure(
     injections: list[Any], judge_folder: Path, kind: str
@@ -230,15 +316,5 @@ def test_every_backend_answers_each_attack_with_a_grade_or_a_failure(
             )
         ),
     }
-    backend = make[kind]()
-
-    async def run() -> list[Grade | GradeFailure]:
-        try:
-            pairs = [injection.pair(REQUEST, ANSWER) for injection in injections]
-            return list(await backend.judge([GradeRequest(rubric, *pair) for pair in pairs]))
-        finally:
-            await backend.close()
-
-    answers = asyncio.run(run())
-    assert len(answers) == len(injections)
-    assert {type(answer) for answer in answers} == {Grade}
+    graded = grade_all(make[kind](), injections, rubric)
+    assert {type(answer) for answer in graded.values()} == {Grade}

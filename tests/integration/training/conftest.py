@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from benchmarks.forked import Forge, forge
 from shared.embedded_redis import RunningRedis
 from shared.jobs import Safety, Training
 from shared.processes import Child, start_module
@@ -71,6 +72,13 @@ def train_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def ranks() -> Iterator[Forge]:
+    """Starts runs without torchrun, in a second each."""
+    with forge() as started:
+        yield started
+
+
 class JudgeService:
     """API and workers of one test, each killed and started as it likes."""
 
@@ -80,15 +88,15 @@ class JudgeService:
         self.children: list[Child] = []
         self.url = NO_JUDGE_URL
 
-    def start(self, *, faulty: str | None = None, port: int = 0) -> JudgeService:
+    def start(self, *, faulty: str | None = None, port: int = 0, more: Sequence[str] = ()) -> JudgeService:
         api = self._start("api", "--port", str(port))
         self.url = api.ready["url"]
-        self.worker(faulty=faulty)
+        self.worker(faulty=faulty, more=more)
         return self
 
-    def worker(self, *, faulty: str | None = None) -> Child:
-        more = [] if faulty is None else ["--faulty", faulty]
-        return self._start("worker", "--backend", "rules", "--lease-s", "2", *more)
+    def worker(self, *, faulty: str | None = None, more: Sequence[str] = ()) -> Child:
+        faults = [] if faulty is None else ["--faulty", faulty]
+        return self._start("worker", "--backend", "rules", "--lease-s", "2", *faults, *more)
 
     def _start(self, *args: str) -> Child:
         log = self._logs / f"judge-{len(self.children)}.log"
@@ -110,6 +118,20 @@ def judge_service(
 
     def make() -> JudgeService:
         made.append(JudgeService(redis_server.url, f"{redis_prefix}{len(made)}:", tmp_path))
+        return made[-1]
+
+    yield make
+    for service in made:
+        service.stop()
+
+
+@pytest.fixture
+def judge_on(tmp_path: Path) -> Iterator[Callable[[str], JudgeService]]:
+    """Makes a judge service on a Redis of the test's own."""
+    made: list[JudgeService] = []
+
+    def make(redis_url: str) -> JudgeService:
+        made.append(JudgeService(redis_url, "own:", tmp_path))
         return made[-1]
 
     yield make

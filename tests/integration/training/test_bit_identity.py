@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from benchmarks.forked import Forge, forge
+from benchmarks.forked import Forge
 from benchmarks.resume import METHOD, killed_at, metrics, parameters_that_differ, reaches, run_spec, trace
 from shared.embedded_redis import RunningRedis
 from shared.jobs import Safety
@@ -22,12 +22,6 @@ from trainer.safety.journal import replay
 from trainer.training.run_spec import CONTROLLER_LOG, RUN_FILE, Base, RunSpec
 
 pytestmark = pytest.mark.integration
-
-
-@pytest.fixture(scope="module")
-def ranks() -> Iterator[Forge]:
-    with forge() as started:
-        yield started
 
 
 @pytest.fixture

@@ -55,8 +55,10 @@ def resolve_training(request: CreateJob, defaults: Training, *, context_length: 
     try:
         training = Training.model_validate(fields)
     except ValidationError as error:
-        # Each part was valid by itself: only the multiplied rate can be out of bounds.
+        # Each part was valid by itself: what is wrong is the multiplied rate, or how the parts fit together.
         first = error.errors()[0]
+        if first["loc"] != ("learning_rate",):
+            raise SettingError(f"with the base's defaults: {first['msg']}", "training") from error
         raise SettingError(
             f"learning_rate x learning_rate_multiplier = {first['input']}: {first['msg']}",
             "hyperparameters.learning_rate_multiplier",

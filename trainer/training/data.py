@@ -115,7 +115,7 @@ def encode_row(row: ChatRow, tokenizer: Any, max_length: int, too_long: str) -> 
             " training.max_length, or set training.too_long to 'truncate'",
             line=row.line,
         )
-    if not any(is_answer[:max_length]):
+    if not any(is_answer[1:max_length]):
         raise DataError(
             f"the prompt alone takes all of the {max_length} tokens allowed; shorten it or raise"
             " training.max_length",

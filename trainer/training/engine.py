@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,9 @@ if not torch.cuda.is_available():
 
 import deepspeed
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
-from shared.errors import TrainingError
+from shared.errors import ConfigError, TrainingError
 from shared.jobs import Training
 from trainer.training.data import Batch
 from trainer.training.distributed import World
@@ -47,31 +47,64 @@ def init_distributed(world: World) -> None:
     )
 
 
-def engine_config(training: Training, ranks: int, dtype: torch.dtype) -> dict[str, Any]:
+LIVE_PARAMETERS = "TETHER_ZERO3_LIVE_PARAMETERS"
+"""Environment variable: how many parameters a rank may keep gathered under ZeRO-3. The operator's, since
+it trades the device's memory for traffic; 0 gives each layer back as soon as it was used."""
+
+
+def engine_config(
+    training: Training, ranks: int, dtype: torch.dtype, environment: Mapping[str, str] = os.environ
+) -> dict[str, Any]:
     """DeepSpeed's settings. Clipping and averaging are its own; the learning rate is set by us."""
     micro = micro_batch_size(training, ranks)
-    return {
+    accumulation = training.batch_size // ranks // micro
+    config: dict[str, Any] = {
         "train_batch_size": training.batch_size,
         "train_micro_batch_size_per_gpu": micro,
-        "gradient_accumulation_steps": training.batch_size // ranks // micro,
+        "gradient_accumulation_steps": accumulation,
         "gradient_clipping": training.max_grad_norm,
         "bf16": {"enabled": dtype is torch.bfloat16},
-        "zero_optimization": {
-            "stage": training.zero_stage,
-            "stage3_gather_16bit_weights_on_model_save": True,
-        },
-        "optimizer": {
-            "type": "AdamW",
-            "params": {
-                "lr": training.learning_rate,
-                "weight_decay": training.weight_decay,
-                "torch_adam": not torch.cuda.is_available(),
-            },
-        },
+        "zero_optimization": _zero_config(training, environment),
         "zero_allow_untested_optimizer": True,
+        # The optimizer is torch's, below.
+        "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 2**31,
         "wall_clock_breakdown": False,
     }
+    if dtype is torch.bfloat16 and accumulation > 1 and training.zero_stage > 0:
+        # Small gradients vanish in a sum of 8 bits. Without ZeRO, DeepSpeed can sum in bf16 alone.
+        config["data_types"] = {"grad_accum_dtype": "fp32"}
+    return config
+
+
+def _zero_config(training: Training, environment: Mapping[str, str]) -> dict[str, Any]:
+    config: dict[str, Any] = {"stage": training.zero_stage}
+    if training.offload != "none":
+        # The parameters' offload without the optimizer's would keep the larger part on the device.
+        config["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+    if training.offload == "parameters":
+        config["offload_param"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+    if training.zero_stage < 3:
+        return config
+    config["stage3_gather_16bit_weights_on_model_save"] = True
+    if (told := environment.get(LIVE_PARAMETERS)) is not None:
+        if not told.isdecimal():
+            raise ConfigError(f"{LIVE_PARAMETERS} is {told!r}; it must be a number of parameters, such as 0")
+        config["stage3_max_live_parameters"] = int(told)
+        config["stage3_max_reuse_distance"] = int(told)
+        config["stage3_param_persistence_threshold"] = min(int(told), 100_000)
+    return config
+
+
+def make_optimizer(training: Training, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    """torch's own, which needs no compiler where it is installed, and runs where the state lies."""
+    match training.optimizer:
+        case "adamw":
+            return torch.optim.AdamW(
+                parameters, lr=training.learning_rate, weight_decay=training.weight_decay, fused=True
+            )
+        case "sgd":
+            return torch.optim.SGD(parameters, lr=training.learning_rate, weight_decay=training.weight_decay)
 
 
 class Engine:
@@ -86,8 +119,12 @@ class Engine:
         self.accumulation: int = config["gradient_accumulation_steps"]
         trainable = [p for p in objective.parameters() if p.requires_grad]
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
-            model=objective, model_parameters=trainable, config=config
+            model=objective, optimizer=make_optimizer(training, trainable), config=config
         )
+        if dtype is torch.bfloat16 and training.zero_stage == 0:
+            # DeepSpeed has taken a step with gradients of 0 to make the state, and AdamW's correction of
+            # its young averages would count it.
+            self._optimizer.optimizer.state.clear()
 
     @property
     def objective(self) -> SafeObjective:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
-from shared.errors import ModelError
+from shared.errors import ConfigError, ModelError
 from shared.jobs import FixedKl, Full, Lora, Sft, Training
 from trainer.training.objective import (
     AdaptersOff,
@@ -51,8 +52,12 @@ def precision(training: Training) -> torch.dtype:
 
 def build_objective(spec: RunSpec) -> SafeObjective:
     """The policy with its reference, as the method and the adapter ask."""
+    dtype = precision(spec.training)
+    options: dict[str, Any] = {"dtype": dtype}
+    if isinstance(spec.training.adapter, Lora) and spec.training.adapter.load_in_4bit:
+        options["quantization_config"] = _four_bits(dtype)
     try:
-        model = AutoModelForCausalLM.from_pretrained(spec.base.path, dtype=precision(spec.training))
+        model = AutoModelForCausalLM.from_pretrained(spec.base.path, **options)
     except (OSError, ValueError) as error:
         raise ModelError(f"no model could be loaded from {str(spec.base.path)!r}: {error}") from error
     reference = _reference(spec, model)
@@ -61,7 +66,25 @@ def build_objective(spec: RunSpec) -> SafeObjective:
             policy = model
         case Lora() as lora:
             policy = _with_adapters(model, lora, spec.base)
+    if spec.training.activation_checkpointing:
+        # Re-entrant checkpoints would need an input that carries a gradient, which adapters have not.
+        policy.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return SafeObjective(policy, reference, plain_head(policy))
+
+
+def _four_bits(dtype: torch.dtype) -> BitsAndBytesConfig:
+    """4-bit NormalFloat with doubly quantized constants (arXiv 2305.14314, section 3)."""
+    if find_spec("bitsandbytes") is None:
+        raise ConfigError(
+            "training.adapter.load_in_4bit needs bitsandbytes, which is not installed; install it with:"
+            " pip install 'tether[trainer-4bit]', or leave load_in_4bit out"
+        )
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
 
 
 def _reference(spec: RunSpec, model: Any) -> Reference:

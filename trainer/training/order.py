@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import math
 import random
+from collections import OrderedDict
+from collections.abc import Sequence
 from functools import lru_cache
 
 from shared.errors import ConfigError
@@ -18,22 +20,63 @@ def _permutation(n_rows: int, seed: int, epoch: int) -> tuple[int, ...]:
     return tuple(rows)
 
 
+WINDOW = 32
+"""Batches of the shuffled stream within which rows of like length are put together."""
+
+KEPT_WINDOWS = 8
+"""Of those computed: steps, and those that look ahead of them, go from one to the next."""
+
+
 class DataOrder:
     """An endless stream of shuffled epochs, cut into batches. It does not end with the run: the last
-    steps look ahead like any other."""
+    steps look ahead like any other.
 
-    def __init__(self, n_rows: int, batch_size: int, seed: int) -> None:
+    Args:
+        lengths: of each row, in tokens, where rows of like length are to share a batch. Rows then change
+            places within a window of the stream, never across an epoch's end.
+    """
+
+    def __init__(self, n_rows: int, batch_size: int, seed: int, lengths: Sequence[int] | None = None) -> None:
         self.n_rows = n_rows
         self.batch_size = batch_size
         self.seed = seed
+        self._lengths = lengths
+        self._windows: OrderedDict[int, tuple[tuple[int, ...], ...]] = OrderedDict()
 
     def rows(self, step: int) -> tuple[int, ...]:
         """The rows of optimizer step `step` (from 0), over all ranks."""
+        if self._lengths is None:
+            return self._stream(step)
+        epoch = step * self.batch_size // self.n_rows
+        # The epoch's batches that hold no row of another: [first, beyond).
+        first = -(-epoch * self.n_rows // self.batch_size)
+        beyond = (epoch + 1) * self.n_rows // self.batch_size
+        if not first <= step < beyond:
+            return self._stream(step)
+        begin = first + (step - first) // WINDOW * WINDOW
+        return self._window(begin, min(begin + WINDOW, beyond), self._lengths)[step - begin]
+
+    def _stream(self, step: int) -> tuple[int, ...]:
         first = step * self.batch_size
         return tuple(
             _permutation(self.n_rows, self.seed, position // self.n_rows)[position % self.n_rows]
             for position in range(first, first + self.batch_size)
         )
+
+    def _window(self, begin: int, end: int, lengths: Sequence[int]) -> tuple[tuple[int, ...], ...]:
+        """The batches of the steps `begin` to `end` - 1."""
+        found = self._windows.get(begin)
+        if found is None:
+            rows = [row for step in range(begin, end) for row in self._stream(step)]
+            rows.sort(key=lambda row: lengths[row])
+            size = self.batch_size
+            batches = [tuple(rows[at : at + size]) for at in range(0, len(rows), size)]
+            # Or every window would go from the short rows to the long ones.
+            random.Random(f"{self.seed}:window:{begin}").shuffle(batches)
+            found = self._windows[begin] = tuple(batches)
+            if len(self._windows) > KEPT_WINDOWS:
+                self._windows.popitem(last=False)
+        return found
 
 
 def rank_share(rows: tuple[int, ...], rank: int, ranks: int) -> tuple[int, ...]:

@@ -88,7 +88,8 @@ def assembled(spec: RunSpec, world: World, recorder: Recorder, stopping: Callabl
     if spec.valid_file is not None:
         valid = encode_rows(load_rows(spec.valid_file), tokenizer, spec.training, spec.base.context_length)
     _tell_data(recorder, examples, spec)
-    order = DataOrder(len(rows), spec.training.batch_size, spec.seed)
+    lengths = [len(example.ids) for example in examples] if spec.training.group_by_length else None
+    order = DataOrder(len(rows), spec.training.batch_size, spec.seed, lengths)
     with closing(_guide(spec, rows, order, collective, recorder, stopping)) as guide:
         found = checkpoint.latest(checkpoints_of(spec))
         state = None

@@ -77,3 +77,23 @@ def test_the_batch_must_divide_over_ranks_and_micro_batches():
         resolve(job(training={"batch_size": 15, "ranks": 2}))
     with pytest.raises(SettingError, match="micro_batch_size 3 does not divide a rank's 8"):
         check_shares(Training(batch_size=16, micro_batch_size=3), 2)
+
+
+@pytest.mark.parametrize(
+    ("base", "asked", "said"),
+    [
+        ({"zero_stage": 3, "offload": "parameters"}, {"zero_stage": 1}, "needs zero_stage 3; it is 1"),
+        ({"offload": "optimizer"}, {"zero_stage": 0}, "offload 'optimizer' needs zero_stage 1, 2 or 3"),
+        (
+            {"adapter": {"type": "lora", "load_in_4bit": True}},
+            {"zero_stage": 3},
+            "cannot split 4-bit weights",
+        ),
+        ({"reference": "cache"}, {"nnodes": 2}, "the ranks of one machine map"),
+        ({"ranks": 3}, {"nnodes": 2}, "ranks 3 do not divide over nnodes 2"),
+    ],
+)
+def test_what_does_not_fit_together_is_refused_though_each_part_was_valid(base, asked, said):
+    with pytest.raises(SettingError, match=said) as caught:
+        resolve(job(training=asked), base)
+    assert caught.value.param == "training"

@@ -30,6 +30,36 @@ def test_fewer_rows_than_a_batch_still_fill_it() -> None:
     assert len(DataOrder(3, 8, 0).rows(0)) == 8
 
 
+LENGTHS = [(37 * row) % 101 for row in range(1000)]
+
+
+def padded(order: DataOrder, steps: int) -> float:
+    """Tokens that the batches hold, over those of their rows."""
+    batches = [[LENGTHS[row] for row in order.rows(step)] for step in range(steps)]
+    return sum(max(batch) * len(batch) for batch in batches) / sum(map(sum, batches))
+
+
+def test_grouped_by_length_an_epoch_holds_the_same_rows_and_less_padding() -> None:
+    """1000 rows, batches of 16: epochs end within a batch."""
+    grouped, plain = DataOrder(1000, 16, 3, LENGTHS), DataOrder(1000, 16, 3)
+    stream = [row for step in range(125) for row in grouped.rows(step)]
+    assert len(stream) == 2000
+    assert sorted(stream[:1000]) == sorted(stream[1000:]) == list(range(1000))
+    assert stream[:1000] != stream[1000:]
+    assert padded(plain, 125) > 1.7
+    assert padded(grouped, 125) < 1.15
+    longest = [max(LENGTHS[row] for row in grouped.rows(step)) for step in range(32)]
+    assert longest != sorted(longest)
+
+
+def test_grouped_by_length_the_order_is_a_function_of_seed_and_step() -> None:
+    order = DataOrder(50, 8, 3, LENGTHS)
+    forward = [order.rows(step) for step in range(200)]
+    assert [DataOrder(50, 8, 3, LENGTHS).rows(step) for step in reversed(range(200))] == forward[::-1]
+    assert DataOrder(50, 8, 4, LENGTHS).rows(17) != forward[17]
+    assert len(DataOrder(3, 8, 0, LENGTHS).rows(5)) == 8
+
+
 def test_steps_come_from_epochs_unless_given() -> None:
     assert plan_steps(Training(n_epochs=3, batch_size=16), 1000) == 188
     assert plan_steps(Training(steps=7), 1000) == 7

@@ -27,6 +27,14 @@ def run(
     judge_url: Annotated[str | None, typer.Option(envvar="TETHER_JUDGE_URL")] = None,
     judge_key_file: Annotated[Path | None, typer.Option(envvar="TETHER_JUDGE_KEY_FILE")] = None,
     rubric: Annotated[str, typer.Option(envvar="TETHER_RUBRIC")] = "demo-v1",
+    trust_file_scores: Annotated[
+        bool,
+        typer.Option(
+            envvar="TETHER_TRUST_FILE_SCORES",
+            help="A row's harm_score stands for the judge's reading of it. Only where you, and not those"
+            " whom the judge is to watch, write the files.",
+        ),
+    ] = False,
     lease_s: Annotated[float, typer.Option(envvar="TETHER_LEASE_S", min=1)] = 30.0,
 ) -> None:
     """Claim jobs and run them, until SIGTERM."""
@@ -38,6 +46,7 @@ def run(
         models_file=registry_path(layout.root),
         judge=None if judge_url is None else JudgeAddress(judge_url, read_secret(judge_key_file)),
         rubric=rubric,
+        trust_file_scores=trust_file_scores,
         lease_s=lease_s,
     )
     with Store(layout.database) as store:

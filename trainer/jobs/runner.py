@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shared.errors import ConfigError, TetherError
-from shared.jobs import Adaptive, JobError, Overdue
+from shared.jobs import Adaptive, JobError, Overdue, TargetSource
 from trainer.jobs import ids
 from trainer.jobs.conclude import Cancelled, Conclusion, Failed, Requeued, Restarted, Succeeded, conclude
 from trainer.jobs.judge_health import JudgeAddress
@@ -52,6 +52,9 @@ class RunnerConfig:
     judge: JudgeAddress | None
     rubric: str
     """Where a job names none."""
+    trust_file_scores: bool = False
+    """Whether a row's `harm_score` stands for the judge's reading. The operator's word, never a job's:
+    whoever supplies the rows would judge them."""
     lease_s: float = 30.0
     """A runner that is silent for this long has lost its job to the next one."""
     poll_s: float = 0.25
@@ -144,6 +147,8 @@ class Runner:
         method = job.request.safety.method
         if not isinstance(method, Adaptive):
             return None
+        if self._config.trust_file_scores and all(isinstance(s, TargetSource) for s in method.sources):
+            return None  # the file may hold every score; the run asks for those that it lacks
         if self._config.judge is None:
             raise ConfigError(
                 "safety.method 'adaptive' asks a judge, and this service has none: start the runner with"
@@ -192,6 +197,7 @@ class Runner:
             judge=None
             if judge is None or not isinstance(request.safety.method, Adaptive)
             else Judge(url=judge.url, rubric=self._config.rubric, api_key=judge.api_key),
+            trust_file_scores=self._config.trust_file_scores,
         )
         run_dir.mkdir(parents=True, exist_ok=True)
         target = run_dir / RUN_FILE

@@ -58,8 +58,8 @@ class RunSpec(_Spec):
     judge: Judge | None = None
     """None only where nothing asks a judge."""
     trust_file_scores: bool = False
-    """Whether a row's `harm_score` stands for the judge's reading of it. The service never sets this:
-    whoever supplies the rows would judge them."""
+    """Whether a row's `harm_score` stands for the judge's reading of it. For a job the operator says so,
+    never the job: whoever supplies the rows would judge them."""
 
 
 class MessageEvent(_Spec):

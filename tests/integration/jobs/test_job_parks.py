@@ -22,9 +22,9 @@ def judge(redis_server, redis_prefix, tmp_path):
         children = ()
         url = ""
 
-        def start(self, port=0):
+        def start(self, port=0, *more):
             api = start_module("judge_service.cli", ["api", "--port", str(port)], env=env)
-            worker = start_module("judge_service.cli", ["worker", "--backend", "rules"], env=env)
+            worker = start_module("judge_service.cli", ["worker", "--backend", "rules", *more], env=env)
             self.children, self.url = (api, worker), api.ready["url"]
 
         def kill(self):
@@ -42,7 +42,7 @@ def test_it_waits_for_a_judge_that_is_away_at_its_start_and_for_one_that_dies(se
     port = int(judge.url.rsplit(":", 1)[1])
     judge.kill()
     service.start_runner("--judge-url", judge.url, "--rubric", "demo-v1")
-    steps = 60
+    steps = 100
     job = service.create(
         safety={"method": METHOD},
         training={"steps": steps, "batch_size": 4, "ranks": 2, "adapter": "full", "checkpoint_every": 10_000},
@@ -57,7 +57,8 @@ def test_it_waits_for_a_judge_that_is_away_at_its_start_and_for_one_that_dies(se
     assert at_start["status"] == "queued"
     assert f"the judge at {judge.url} does not answer" in at_start["safety"]["reason"]
 
-    judge.start(port)
+    # Slow, or the run would be over before it is killed.
+    judge.start(port, "--faulty", "delay_s=0.3")
     until(lambda: len(service.steps(job)) > 5, "it trains, since the judge is there")
     judge.kill()
     in_the_middle = until(parked, "parked in the middle")

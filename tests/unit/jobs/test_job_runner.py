@@ -3,7 +3,7 @@
 import json
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import httpx
 import pytest
@@ -359,3 +359,18 @@ def test_the_loop_ends_when_told(world):
     thread.join(10)
     assert not thread.is_alive()
     assert world.store.runners_alive() == 0
+
+
+@pytest.mark.parametrize("trusted", [True, False])
+def test_scores_of_a_file_count_and_need_no_judge_only_where_the_operator_says_so(world, trusted):
+    method = {"type": "adaptive", "sources": ["target"]}
+    job = world.job(safety={"method": method})
+    config = replace(world.runner._config, judge=None, trust_file_scores=trusted)
+    world.stage.scripts = [Script([metrics(1), outcome("succeeded")])]
+    Runner(config, world.store, world.stage).run_one()
+    if not trusted:
+        assert "this service has none" in world.store.job(job).error.message
+        return
+    assert world.store.job(job).status is JobStatus.SUCCEEDED
+    spec = read_spec(world.layout.run(job) / "run.json")
+    assert (spec.trust_file_scores, spec.judge) == (True, None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -145,8 +146,13 @@ def test_wrong_requests_are_named(open_api: httpx.Client, problem: Check) -> Non
 # --- TRL's GRPO trainer --------------------------------------------------------------------
 
 
-def test_grpo_trains_on_the_judges_reward(edge: Any, judge_folder: Path, tmp_path: Path) -> None:
+def test_grpo_trains_on_the_judges_reward(
+    edge: Any, judge_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The real trainer on a tiny random model: it calls the reward, logs it, and steps."""
+    # TRL looks for a package named vllm, and would take the folder of tests of that name for one.
+    tests = Path(__file__).resolve().parents[2]
+    monkeypatch.setattr(sys, "path", [one for one in sys.path if Path(one).resolve() != tests])
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from trl import GRPOConfig, GRPOTrainer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -28,11 +29,11 @@ def test_no_request_finds_a_500_or_an_answer_that_the_document_does_not_know(
     done = subprocess.run(
         [sys.executable, "-m", "schemathesis.cli", "run", f"{edge.url('open')}/openapi.json",
          "--phases", "examples,coverage,fuzzing", "--max-examples", "15", "--seed", "1", "--checks", CHECKS,
-         "--request-timeout", "40", "--continue-on-failure", "--no-shrink"],
+         "--request-timeout", "40", "--continue-on-failure", "--no-shrink", "--warnings", "off"],
         cwd=tmp_path, capture_output=True, text=True, timeout=200, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
-    assert "No issues found" in done.stdout
+    assert re.search(r"\b\d{3,} generated, \d{3,} passed", done.stdout), done.stdout[-3000:]
     log = edge.log("open")
     assert '"code": 500' not in log
     assert '"code": 503' not in log

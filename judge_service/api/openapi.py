@@ -131,6 +131,13 @@ def complete(openapi: dict[str, Any], models: tuple[type[BaseModel], ...], *, ke
     judgement = TypeAdapter(Judgement).json_schema(ref_template="#/components/schemas/{model}")
     schemas.update(judgement.pop("$defs", {}))
     schemas["Judgement"] = judgement
+    # FastAPI's own 422, on routes that have none.
+    for operations in openapi["paths"].values():
+        for operation in operations.values():
+            if "application/json" in operation["responses"].get("422", {}).get("content", {}):
+                del operation["responses"]["422"]
+    for unused in ("HTTPValidationError", "ValidationError"):
+        schemas.pop(unused, None)
     if not keyed:
         return
     components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}

@@ -224,3 +224,25 @@ def test_a_contracts_rubric_is_looked_at_when_the_service_starts() -> None:
     config = ApiConfig(queue=QueueConfig(redis_url="redis://x"), default_rubric="no-such")
     with pytest.raises(ConfigError, match="no-such"):
         create_app(config, JudgementQueue(connect("redis://x"), JudgeKeys()))
+
+
+def test_every_route_has_an_example_and_every_problem_its_media_type() -> None:
+    config = ApiConfig(queue=QueueConfig(redis_url="redis://x"))
+    document = create_app(config, JudgementQueue(connect("redis://x"), JudgeKeys())).openapi()
+    without = []
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            bodies = [operation["requestBody"]] if "requestBody" in operation else []
+            good = [answer for code, answer in operation["responses"].items() if code == "200"]
+            if path != "/metrics":
+                without += [
+                    (method, path)
+                    for one in bodies + good
+                    for media in one["content"].values()
+                    if "example" not in media
+                ]
+            for code, answer in operation["responses"].items():
+                if int(code) >= 400 and path != "/readyz":
+                    assert list(answer["content"]) == ["application/problem+json"], (method, path, code)
+                    assert answer["content"]["application/problem+json"]["example"]["status"] == int(code)
+    assert without == []

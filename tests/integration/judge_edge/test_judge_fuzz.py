@@ -28,7 +28,7 @@ def test_no_request_finds_a_500_or_an_answer_that_the_document_does_not_know(
 ) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "schemathesis.cli", "run", f"{edge.url('open')}/openapi.json",
-         "--phases", "examples,coverage,fuzzing", "--max-examples", "15", "--seed", "1", "--checks", CHECKS,
+         "--phases", "examples,coverage,fuzzing", "--max-examples", "10", "--seed", "1", "--checks", CHECKS,
          "--request-timeout", "40", "--continue-on-failure", "--no-shrink", "--warnings", "off"],
         cwd=tmp_path, capture_output=True, text=True, timeout=200, check=False,
     )  # fmt: skip
@@ -61,7 +61,7 @@ def test_a_full_queue_is_a_problem_with_retry_after_whatever_is_sent(edge: Any) 
         writing = document.include(path=["/v1/judgements", "/get_reward", "/v1/moderations"], method="POST")
         statuses: list[int] = []
 
-        @settings(max_examples=80, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+        @settings(max_examples=30, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
         @given(case=writing.as_strategy())
         def send(case: Any) -> None:
             if isinstance(case.body, dict) and "rubric" in case.body:
@@ -75,6 +75,6 @@ def test_a_full_queue_is_a_problem_with_retry_after_whatever_is_sent(edge: Any) 
                 assert response.json()["status"] == 503
 
         send()
-        assert statuses.count(503) >= 10
+        assert statuses.count(503) >= 5
     finally:
         api.stop()

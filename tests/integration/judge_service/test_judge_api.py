@@ -294,7 +294,7 @@ def test_a_stop_answers_open_polls(processes: Any, submission: Submission) -> No
     [
         (["worker", "--backend", "transformers"], "needs --model"),
         (["worker", "--backend", "transformers", "--model", "/nowhere"], "there is no folder /nowhere"),
-        (["worker", "--backend", "nonsense"], "backend: "),
+        (["worker", "--backend", "nonsense"], "unknown backend 'nonsense'"),
         (["worker", "--backend", "rules", "--rubric", "no-such"], "unknown rubric 'no-such'"),
         (["worker", "--backend", "rules", "--faulty", "fail=7"], "fail: "),
         (["worker", "--backend", "rules", "--batch-size", "0"], "batch_size: "),

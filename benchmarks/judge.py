@@ -47,8 +47,12 @@ LATENCIES = 1500
 PEER_ITEMS = 3000
 PEER_ROUNDS = 3
 DELAY_S = 0.05
-SLEEPING = ("--faulty", f"delay_s={DELAY_S}", "--concurrency", "2", "--batch-size", "16")
-SLEEPING_RATE = 2 * 16 / DELAY_S
+SLEEPING_BATCH = 8
+SLEEPING = (
+    *("--faulty", f"delay_s={DELAY_S}"),
+    *("--concurrency", "2", "--batch-size", f"{SLEEPING_BATCH}"),
+)
+SLEEPING_RATE = 2 * SLEEPING_BATCH / DELAY_S
 """Items a second that a sleeping worker could do if it did nothing else."""
 SCALING_S = 4.0
 
@@ -198,7 +202,9 @@ def scaling(judge: Judge) -> list[Row]:
     for number in range(3):
         for count, measured in rates.items():
             with judge.workers(count, *SLEEPING):
-                size = 16
+                size = SLEEPING_BATCH
+                # They have begun when they have done something.
+                judge.items(bodies(8 * count, size, number, wait_s=25), 8 * count)
                 load = bodies(int(SLEEPING_RATE * count * SCALING_S / size), size, number, wait_s=25)
                 # Enough at a time that no worker ever waits for work.
                 took, _ = judge.items(load, 8 * count)

@@ -26,7 +26,7 @@ from judge_service.queue import JudgementQueue, connect, verdicts_in
 from shared.embedded_redis import running_redis
 from shared.redis_keys import JudgeKeys
 
-SIZE = 16
+SIZE = 8
 ROUNDS = 5
 SECONDS = 6.0
 SETTLE_S = 2.0

@@ -13,6 +13,9 @@ SAFETY = 1.2
 LINGER_SHARE = 0.1
 """Of what a batch takes: waiting for a fuller one is worth so much."""
 
+LEAST_LINGER_S = 0.001
+"""Less is not worth another look at the queue: the next batch has the rest."""
+
 
 class Pace:
     def __init__(self) -> None:
@@ -32,5 +35,8 @@ class Pace:
         return sorted(self._seconds)[-2:][0] * SAFETY if self._seconds else 0.0
 
     def linger_s(self, longest_s: float) -> float:
-        """How long to wait for a batch to become fuller."""
-        return min(longest_s, LINGER_SHARE * self.needs_s) if self._seconds else longest_s
+        """How long to wait for a batch to become fuller; 0: not at all."""
+        if not self._seconds:
+            return longest_s
+        worth_s = LINGER_SHARE * self.needs_s
+        return min(longest_s, worth_s) if worth_s >= LEAST_LINGER_S else 0.0

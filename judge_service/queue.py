@@ -210,10 +210,10 @@ class JudgementQueue:
                     raise
 
     async def fetch(self, worker: str, count: int, block_ms: int, *, judging_s: float = 0.0) -> Fetched:
-        """Up to `count` new items (a few more after an idle wait), the first priority first.
+        """Up to `count` new items, the first priority first.
 
-        What expires within `judging_s` seconds is ended on the way. Waits up to `block_ms` milliseconds
-        for the first item; 0 does not wait.
+        What expires within `judging_s` seconds is ended on the way. Where there are none, waits up to
+        `block_ms` milliseconds and returns with the first that comes, one of each priority at most.
         """
         try:
             fetched = await self._take(worker, count, judging_s)
@@ -223,19 +223,16 @@ class JudgementQueue:
             first: Any = await self._redis.xreadgroup(
                 GROUP, worker, dict.fromkeys(self._streams, ">"), count=1, block=block_ms
             )
-            leases = [
+            woken = [
                 # redis-py makes a map of the fields; a script's reply has them flat.
                 lease_of(stream, entry, list(values.values()))
                 for stream, entries in first
                 for entry, values in entries
             ]
-            if not leases or count <= len(leases):
-                return Fetched(leases, 0)
-            beside = await self._take(worker, count - len(leases), judging_s)
         except ResponseError as error:
             await self._mend(error)
             return Fetched([], 0)
-        return Fetched(leases + beside.leases, beside.dropped)
+        return Fetched(woken, 0)
 
     async def _take(self, worker: str, count: int, judging_s: float) -> Fetched:
         tail = _failed_tail(FailureCode.EXPIRED, TOO_LATE, queue_ms="@")

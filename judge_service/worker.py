@@ -33,6 +33,7 @@ from judge_service.backends.base import (
     GradeRequest,
 )
 from judge_service.cache import VerdictCache
+from judge_service.ending import end
 from judge_service.endings import hopeless
 from judge_service.guard import Controls, Guard
 from judge_service.holds import Holds
@@ -173,8 +174,8 @@ class Worker:
                 await self._finish()
             if self._held:
                 await self._give_back(list(self._held.values()))
-            guard.cancel()
-            beats.cancel()
+            await end(guard)
+            await end(beats)
         await self._insist("sign_off", self._sign_off)
 
     async def _take_batches(self, batches: asyncio.TaskGroup) -> None:

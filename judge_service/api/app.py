@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from importlib.metadata import version
 from typing import Any
 
@@ -17,6 +17,7 @@ from judge_service.api.observe import Observe
 from judge_service.api.problem import add_problem_handlers
 from judge_service.compat import moderations, openrlhf
 from judge_service.config import ApiConfig
+from judge_service.ending import end
 from judge_service.queue import JudgementQueue
 
 DESCRIPTION = """\
@@ -47,9 +48,7 @@ def create_app(config: ApiConfig, queue: JudgementQueue) -> FastAPI:
         try:
             yield
         finally:
-            listening.cancel()
-            with suppress(asyncio.CancelledError):
-                await listening
+            await end(listening)
             await queue.close()
 
     app = FastAPI(

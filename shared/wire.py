@@ -73,7 +73,8 @@ class SubmitJudgements(Wire):
     """Name of a rubric that the service ships or was given, such as `demo-v1`."""
     priority: Priority = Priority.TARGET
     expires_at: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    """Unix seconds; after it an item that no worker has begun ends `failed: expired`."""
+    """Unix seconds; an item that no worker has begun by then, or that would not be done by then, judging
+    taking as long as it lately does, ends `failed: expired`."""
     group: str | None = Field(default=None, pattern=ID_PATTERN)
     """`DELETE /v1/judgements?group=` cancels what is still queued under it. A job's id, say."""
     wait_s: float = Field(default=0.0, ge=0, le=MAX_WAIT_S, allow_inf_nan=False)

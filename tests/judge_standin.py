@@ -256,7 +256,12 @@ class StandIn:
 def serve(standin: StandIn, port: int = 0) -> Iterator[str]:
     """Its base URL, served from a thread of this process."""
     config = uvicorn.Config(
-        standin.app, port=port, log_level="error", lifespan="off", timeout_graceful_shutdown=1
+        standin.app,
+        port=port,
+        log_level="error",
+        lifespan="off",
+        interface="asgi3",
+        timeout_graceful_shutdown=1,
     )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)

@@ -58,10 +58,13 @@ class Ranks:
         while not self.poll():
             time.sleep(0.01)
 
-    def stop(self) -> Outcome:
-        """SIGTERM to every rank, as torchrun passes it on; the outcome."""
+    def ask_to_stop(self) -> None:
+        """SIGTERM to every rank, as torchrun passes it on."""
         for pid in self.pids:
             os.kill(pid, signal.SIGTERM)
+
+    def stop(self) -> Outcome:
+        self.ask_to_stop()
         return self.outcome()
 
     def outcome(self, within_s: float = 300.0) -> Outcome:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from benchmarks.forked import Forge, forge
+from benchmarks.forked import Forge, Ranks, forge
 from shared.embedded_redis import RunningRedis
 from shared.jobs import Safety, Training
 from shared.processes import Child, start_module
@@ -145,6 +145,22 @@ def judge(judge_service: Callable[[], JudgeService]) -> JudgeService:
 
 
 @dataclass
+class Forked:
+    """Ranks of the forge as a launcher's process."""
+
+    ranks: Ranks
+
+    def poll(self) -> int | None:
+        return 0 if self.ranks.poll() else None
+
+    def stop(self) -> None:
+        self.ranks.ask_to_stop()
+
+    def kill(self) -> None:
+        self.ranks.kill()
+
+
+@dataclass
 class Running:
     run_dir: Path
     process: RunProcess
@@ -187,12 +203,23 @@ class Running:
 
 
 @pytest.fixture
-def start_run(base: Base, train_file: Path, tmp_path: Path) -> Iterator[Callable[..., Running]]:
-    """`start_run(name, method, ranks=..., judge_url=..., **training)`; the same name again resumes."""
+def start_run(
+    base: Base, train_file: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> Iterator[Callable[..., Running]]:
+    """`start_run(name, method, ranks=..., judge_url=..., **training)`; the same name again resumes.
+
+    `forked`: without torchrun, in a second.
+    """
     started: list[RunProcess] = []
 
     def start(
-        name: str, method: object, *, ranks: int = 2, judge_url: str = NO_JUDGE_URL, **training: Any
+        name: str,
+        method: object,
+        *,
+        ranks: int = 2,
+        judge_url: str = NO_JUDGE_URL,
+        forked: bool = False,
+        **training: Any,
     ) -> Running:
         run_dir = tmp_path / name
         run_dir.mkdir(exist_ok=True)
@@ -210,7 +237,11 @@ def start_run(base: Base, train_file: Path, tmp_path: Path) -> Iterator[Callable
             judge=Judge(url=judge_url, rubric="demo-v1"),
         )
         (run_dir / RUN_FILE).write_text(spec.model_dump_json())
-        process = TorchrunLauncher().start(run_dir, ranks)
+        process: RunProcess
+        if forked:
+            process = Forked(request.getfixturevalue("ranks").start(run_dir, ranks))
+        else:
+            process = TorchrunLauncher().start(run_dir, ranks)
         started.append(process)
         return Running(run_dir, process)
 

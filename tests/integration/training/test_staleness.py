@@ -5,12 +5,18 @@ from __future__ import annotations
 import json
 import signal
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import httpx
 import pytest
 
 pytestmark = pytest.mark.integration
+
+
+@pytest.fixture
+def start_run(start_run: Callable[..., Any]) -> Callable[..., Any]:
+    return partial(start_run, forked=True)
 
 
 def adaptive(**staleness: Any) -> dict[str, Any]:
@@ -78,7 +84,9 @@ def test_a_judge_that_was_never_there_fails_closed_and_the_job_does_not_succeed(
     assert trained, "up to its limit it trains"
     assert {event.beta for event in trained} == {1.0}
     assert all(event.overdue or event.bases["closed"] == 16 for event in trained)
-    assert sum(event.wait_s > 1 for event in trained) == 1, "an outage is waited for once"
+    # For the scan, which times out and so resolves; then for readings, once.
+    assert 1 <= sum(event.wait_s > 1 for event in trained) <= 2
+    assert max(event.wait_s for event in trained) < 3
 
 
 def test_a_wrong_rubric_ends_the_run_with_the_judges_words(start_run: Callable[..., Any], judge: Any) -> None:
@@ -103,11 +111,11 @@ def test_a_killed_judge_worker_costs_nothing_and_every_item_gets_one_verdict(
     assert not any(event.overdue for event in run.metrics())
 
     calls = [json.loads(line) for line in (run.run_dir / "controller.jsonl").read_text().splitlines()]
-    answered = [tuple(key) for call in calls if call["op"] == "receive" for *key, _ in call["arrivals"]]
+    told = [arrival for call in calls if call["op"] == "receive" for arrival in call["arrivals"]]
+    answered = [(u, source, row) for u, source, row, *_ in told]
     assert len(answered) == len(set(answered)), "an item was answered twice"
     trained = {(call["t"], row) for call in calls if call["op"] == "decide" for row in call["rows"]}
     assert {row for _, row in trained} <= {row for _, source, row in answered if source == "target"}
-    fates = [fate for call in calls if call["op"] == "receive" for *_, fate in call["arrivals"]]
-    assert all(isinstance(fate, float) for fate in fates), "an item failed"
+    assert all(isinstance(score, float) for _, _, _, score, _ in told), "an item failed"
     depth = httpx.get(f"{judge.url}/readyz").json()["components"]["queue"]["depth"]
     assert set(depth) == {"policy", "target", "evaluation"}

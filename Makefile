@@ -6,7 +6,8 @@ STAMP := $(VENV)/.installed
 export OMP_WAIT_POLICY ?= passive
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: setup lock check test demo bench-staleness clean help
+.PHONY: setup lock check test test-vllm demo bench-staleness bench-train bench-resume bench-judge \
+        bench-judge-memory bench-judge-overload bench-vllm bench-injections chaos clean help
 
 help: ## what there is
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
@@ -37,6 +38,28 @@ demo: $(STAMP) ## four fine-tunes of a tiny model on partly harmful data, compar
 
 bench-staleness: $(STAMP) ## what waiting for the judge costs a step
 	$(BIN)/python -m benchmarks.staleness
+
+bench-train: $(STAMP) ## what safety costs a training run: waiting, references, loss
+	$(BIN)/python -m benchmarks.train
+
+bench-resume: $(STAMP) ## a run killed at 20 steps against one that was not
+	$(BIN)/python -m benchmarks.resume
+
+bench-judge: $(STAMP) ## the judge's queue against bare Redis, bare FastAPI and other queues
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	$(BIN)/python -m benchmarks.judge
+
+bench-judge-memory: $(STAMP) ## what API and worker hold after 20,000 and 200,000 items
+	$(BIN)/python -m benchmarks.judge_memory
+
+bench-judge-overload: $(STAMP) ## twice the load that the judge can carry
+	$(BIN)/python -m benchmarks.judge_overload
+
+bench-injections: $(STAMP) ## what attacks do to the small judge's scores
+	$(BIN)/python -m benchmarks.injections
+
+chaos: $(STAMP) ## 10,000 items while workers, APIs and Redis are killed, three seeds
+	$(BIN)/python -m benchmarks.chaos
 
 clean: ## remove the environment and what runs left
 	rm -rf $(VENV) runs state build *.egg-info

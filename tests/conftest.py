@@ -119,3 +119,52 @@ class Injection:
 def injections() -> list[Injection]:
     with (Path(__file__).parent / "injections.toml").open("rb") as file:
         return [Injection(**table) for table in tomllib.load(file)["injection"]]
+
+
+def save_classifier(directory: Path) -> Path:
+    """A sequence classifier of the real classes, random and tiny: context 64, labels fine, toxic, insult."""
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
+    from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
+
+    names = ["[UNK]", "[CLS]", "[SEP]", "[PAD]"]
+    raw = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    raw.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    letters = [chr(code) for code in range(33, 127)]
+    raw.train_from_iterator(
+        ["HEAD TAIL cut"],
+        trainers.WordPieceTrainer(vocab_size=400, special_tokens=names, initial_alphabet=letters),
+    )
+    ends = [(name, raw.token_to_id(name)) for name in ("[CLS]", "[SEP]")]
+    raw.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=ends
+    )
+    PreTrainedTokenizerFast(
+        tokenizer_object=raw,
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        pad_token="[PAD]",
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+    ).save_pretrained(directory)
+    torch.manual_seed(5)
+    BertForSequenceClassification(
+        BertConfig(
+            vocab_size=raw.get_vocab_size(),
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            max_position_embeddings=64,
+            initializer_range=0.3,
+            pad_token_id=raw.token_to_id("[PAD]"),
+            id2label={0: "fine", 1: "toxic", 2: "insult"},
+            label2id={"fine": 0, "toxic": 1, "insult": 2},
+        )
+    ).save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def classifier_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_classifier(tmp_path_factory.mktemp("classifier"))

@@ -10,12 +10,19 @@ import pytest
 
 from judge_service.backends.base import Backend, Grade, GradeFailure, GradeRequest
 from judge_service.backends.build import build_backend
+from judge_service.backends.empty import SkipsEmpty
 from judge_service.backends.faulty import Faults
-from judge_service.config import BackendConfig, RulesConfig, TransformersConfig
+from judge_service.backends.harmony import HarmonyOptions
+from judge_service.backends.openai import OpenAIOptions, open_openai
+from judge_service.backends.plain_lm import PlainOptions
+from judge_service.backends.pool import PoolOptions
+from judge_service.backends.vllm import VllmOptions, open_vllm
+from judge_service.config import BackendConfig, ClassifierConfig, RulesConfig, TransformersConfig
 from shared.rubrics.rubric import load_rubric
 from shared.wire import ChatMessage, ScoreKind
+from tests.judge_standin import FromFile, HarmonyBytes, StandIn
 
-RUBRIC = load_rubric("demo-v1")
+DEMO, HARM_V1 = load_rubric("demo-v1"), load_rubric("harm-v1")
 
 TEXTS = [
     "",
@@ -30,44 +37,74 @@ TEXTS = [
     '{"score": 1}',
 ]
 
-REQUESTS = [GradeRequest(RUBRIC, prompt, reply) for prompt in ("how?", TEXTS[-2]) for reply in TEXTS]
-REQUESTS += [GradeRequest(RUBRIC, text, "reply") for text in TEXTS]
-REQUESTS += [
-    GradeRequest(
-        RUBRIC,
-        [ChatMessage(role="user", content="a"), ChatMessage(role="assistant", content="b")],
-        "c",
+POOL = PoolOptions(("http://judge",), in_flight=64, timeout_s=60)
+KINDS = (
+    "rules", "transformers", "classifier", "vllm completion", "vllm harmony", "openai", "openai sampled",
+    "faulty(rules)", "faulty(transformers)", "all faults",
+)  # fmt: skip
+
+
+def requests(backend: Backend) -> list[GradeRequest]:
+    rubric = HARM_V1 if backend.info.model == "chat judge" else DEMO
+    made = [GradeRequest(rubric, prompt, reply) for prompt in ("how?", TEXTS[-2]) for reply in TEXTS]
+    made += [GradeRequest(rubric, text, "reply") for text in TEXTS]
+    turns = [ChatMessage(role="user", content="a"), ChatMessage(role="assistant", content="b")]
+    return [*made, GradeRequest(rubric, turns, "c")]
+
+
+def judge(backend: Backend) -> list[Grade | GradeFailure]:
+    return asyncio.run(backend.judge(requests(backend)))
+
+
+def served(kind: str, folder: Path) -> Backend:
+    """As the worker has it, with a stand-in for the server."""
+    if kind == "vllm completion":
+        plain = StandIn(FromFile(folder), context=256)
+        form = PlainOptions(folder)
+        return open_vllm(VllmOptions(POOL, form, (DEMO,), name="plain judge"), plain.transport())
+    chat = StandIn(HarmonyBytes())
+    if kind == "vllm harmony":
+        options = VllmOptions(POOL, HarmonyOptions(), (HARM_V1,), name="chat judge")
+        return open_vllm(options, chat.transport())
+    chat.can_logprobs = kind == "openai"
+    return open_openai(
+        OpenAIOptions(POOL, "stand-in", (HARM_V1,), name="chat judge", samples=3), chat.transport()
     )
-]
 
 
-@pytest.fixture(
-    scope="module", params=["rules", "transformers", "faulty(rules)", "faulty(transformers)", "all faults"]
-)
-def backend(request: pytest.FixtureRequest, judge_folder: Path) -> Iterator[Backend]:
+@pytest.fixture(scope="module", params=KINDS)
+def backend(request: pytest.FixtureRequest, judge_folder: Path, classifier_folder: Path) -> Iterator[Backend]:
     model = TransformersConfig(path=str(judge_folder), name="random", device="cpu", label_mass_floor=0.0)
+    classes = ClassifierConfig(path=str(classifier_folder), name="random", device="cpu", harm={"toxic": 1})
     kinds: dict[str, tuple[BackendConfig, Faults | None]] = {
         "rules": (RulesConfig(), None),
         "transformers": (model, None),
+        "classifier": (classes, None),
         "faulty(rules)": (RulesConfig(), Faults(seed=1)),
         "faulty(transformers)": (model, Faults(seed=1)),
         "all faults": (RulesConfig(), Faults(delay_s=0.01, fail=0.3, garbage=0.3, miss=1, seed=1)),
     }
-    config, faults = kinds[request.param]
-    backend = build_backend(config, faults, [RUBRIC])
+    if request.param in kinds:
+        config, faults = kinds[request.param]
+        backend = build_backend(config, faults, [DEMO])
+    else:
+        backend = SkipsEmpty(served(request.param, judge_folder))
     yield backend
     asyncio.run(backend.close())
 
 
 def test_one_answer_an_item_and_only_numbers_in_range(backend: Backend) -> None:
-    answers = asyncio.run(backend.judge(REQUESTS))
-    assert len(answers) == len(REQUESTS)
+    answers = judge(backend)
+    assert len(answers) == len(requests(backend))
     for answer in answers:
         if isinstance(answer, GradeFailure):
             assert answer.message
             continue
         assert 0 <= answer.score <= 1
-        assert 1 <= answer.level <= 5
+        if backend.info.score_kind is ScoreKind.CLASSIFIER and not answer.empty:
+            assert answer.level is None
+        else:
+            assert 1 <= answer.level <= 5
         if answer.probabilities is not None:
             assert len(answer.probabilities) == 5
             assert sum(answer.probabilities) == pytest.approx(1)
@@ -76,12 +113,19 @@ def test_one_answer_an_item_and_only_numbers_in_range(backend: Backend) -> None:
 
 
 def test_answers_are_in_the_order_of_the_batch(backend: Backend) -> None:
-    forward = asyncio.run(backend.judge(REQUESTS))
-    backward = asyncio.run(backend.judge(REQUESTS[::-1]))[::-1]
+    forward = judge(backend)
+    backward = asyncio.run(backend.judge(requests(backend)[::-1]))[::-1]
     for one, other in zip(forward, backward, strict=True):
         assert type(one) is type(other)
         if isinstance(one, Grade) and isinstance(other, Grade):
             assert one.score == pytest.approx(other.score, abs=1e-4)
+
+
+def test_an_empty_answer_is_harmless_and_says_that_nobody_judged_it(backend: Backend) -> None:
+    for request, answer in zip(requests(backend), judge(backend), strict=True):
+        if not isinstance(answer, GradeFailure):
+            assert answer.empty is not bool(request.response.strip())
+            assert not answer.empty or (answer.score, answer.level, answer.probabilities) == (0, 1, None)
 
 
 def test_an_empty_batch_is_no_work(backend: Backend) -> None:
@@ -94,13 +138,14 @@ def test_it_says_what_it_is(backend: Backend) -> None:
     assert info.model
     assert info.score_kind in ScoreKind
     assert info.concurrency >= 1
-    labels = [a for a in asyncio.run(backend.judge(REQUESTS)) if isinstance(a, Grade) and a.probabilities]
+    labels = [a for a in judge(backend) if isinstance(a, Grade) and a.probabilities]
     assert bool(labels) is (info.score_kind is ScoreKind.LABEL_PROBABILITY)
 
 
 def test_one_long_text_spoils_nobody_elses_answer(backend: Backend) -> None:
-    short = GradeRequest(RUBRIC, "how?", "like this")
-    long = GradeRequest(RUBRIC, "how?", "x" * 50_000)
+    rubric = requests(backend)[0].rubric
+    short = GradeRequest(rubric, "how?", "like this")
+    long = GradeRequest(rubric, "how?", "x" * 50_000)
     [alone] = asyncio.run(backend.judge([short]))
     beside = asyncio.run(backend.judge([long, short]))[1]
     assert type(alone) is type(beside)

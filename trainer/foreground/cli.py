@@ -138,6 +138,11 @@ def _as_rank(settings: TrainConfig, state_dir: Path) -> int:
 def _with_ranks_of_our_own(settings: TrainConfig, state_dir: Path) -> int:
     launcher = TorchrunLauncher()
     spec = make_spec(settings, state_dir, None)
+    if spec.training.nnodes > 1:
+        raise ConfigError(
+            f"training.nnodes is {spec.training.nnodes}: start tether train on each machine with torchrun or"
+            " srun, as docs/train.md shows"
+        )
     spec = spec.model_copy(update={"training": with_ranks(spec.training, launcher.devices)})
     spec.run_dir.mkdir(parents=True, exist_ok=True)
     _refuse_finished(spec)

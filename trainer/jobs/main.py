@@ -11,10 +11,11 @@ from typing import Annotated
 
 import typer
 
-from shared.errors import TetherError
+from shared.errors import ConfigError, TetherError
 from shared.processes import print_ready
+from trainer.jobs.gathering import parse_endpoint
 from trainer.jobs.judge_health import JudgeAddress
-from trainer.jobs.launcher import TorchrunLauncher
+from trainer.jobs.launcher import Rendezvous, TorchrunLauncher
 from trainer.jobs.layout import Layout
 from trainer.jobs.runner import Runner, RunnerConfig
 from trainer.jobs.secret import read_secret
@@ -35,6 +36,17 @@ def run(
             " whom the judge is to watch, write the files.",
         ),
     ] = False,
+    nodes: Annotated[
+        int, typer.Option(envvar="TETHER_NODES", min=1, help="Machines that a run may take, with this one.")
+    ] = 1,
+    rdzv_endpoint: Annotated[
+        str | None,
+        typer.Option(
+            envvar="TETHER_RDZV_ENDPOINT",
+            metavar="HOST:PORT",
+            help="An address of this machine at which the others find it; tether node runs on those.",
+        ),
+    ] = None,
     lease_s: Annotated[float, typer.Option(envvar="TETHER_LEASE_S", min=1)] = 30.0,
 ) -> None:
     """Claim jobs and run them, until SIGTERM."""
@@ -49,8 +61,9 @@ def run(
         trust_file_scores=trust_file_scores,
         lease_s=lease_s,
     )
+    launcher = TorchrunLauncher(_rendezvous(nodes, rdzv_endpoint))
     with Store(layout.database) as store:
-        runner = Runner(config, store, TorchrunLauncher())
+        runner = Runner(config, store, launcher)
 
         def stop(_number: int, _frame: FrameType | None) -> None:
             runner.stop()
@@ -60,6 +73,16 @@ def run(
         store.runner_seen(runner.id)
         print_ready("runner", runner=runner.id)
         runner.run_forever()
+
+
+def _rendezvous(nodes: int, endpoint: str | None) -> Rendezvous | None:
+    if nodes == 1:
+        return None
+    if endpoint is None:
+        raise ConfigError(
+            f"--nodes is {nodes}: give an address of this machine that the others reach with --rdzv-endpoint"
+        )
+    return Rendezvous(*parse_endpoint(endpoint), nodes)
 
 
 def main() -> None:

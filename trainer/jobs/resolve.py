@@ -74,8 +74,8 @@ def resolve_training(request: CreateJob, defaults: Training, *, context_length: 
 
 
 def with_ranks(training: Training, devices: int) -> Training:
-    """With `ranks` a number: as asked for, else one a device, else one."""
-    ranks = training.ranks if training.ranks is not None else max(1, devices)
+    """With `ranks` a number: as asked for, else one a device, else one; on each machine of the run."""
+    ranks = training.ranks if training.ranks is not None else max(1, devices) * training.nnodes
     check_shares(training, ranks)
     return training.model_copy(update={"ranks": ranks})
 

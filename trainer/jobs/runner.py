@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shared.errors import ConfigError, TetherError
-from shared.jobs import Adaptive, JobError, Overdue, TargetSource
+from shared.jobs import Adaptive, JobError, Overdue, TargetSource, Training
 from trainer.jobs import ids
 from trainer.jobs.conclude import Cancelled, Conclusion, Failed, Requeued, Restarted, Succeeded, conclude
 from trainer.jobs.judge_health import JudgeAddress
@@ -171,11 +171,7 @@ class Runner:
         entry = load_registry(self._config.models_file).get(request.model)
         folder = local_folder(entry, request.model, self._config.layout.root / "bases")
         training = with_ranks(job.training, self._launcher.devices)
-        ranks = training.ranks or 1
-        if 0 < self._launcher.devices < ranks:
-            raise ConfigError(
-                f"training.ranks is {ranks}, but this machine has {self._launcher.devices} accelerators"
-            )
+        self._check_machines(training)
         judge = self._config.judge
         run_dir = self._config.layout.run(job.id)
         spec = RunSpec(
@@ -206,6 +202,19 @@ class Runner:
         self._store.set_training(job.id, self.id, training)
         return spec
 
+    def _check_machines(self, training: Training) -> None:
+        nnodes, here = training.nnodes, self._launcher.devices
+        if nnodes > self._launcher.nodes:
+            raise ConfigError(
+                f"training.nnodes is {nnodes}, but this runner has {self._launcher.nodes}; its operator gives"
+                " it more with --nodes and --rdzv-endpoint"
+            )
+        if 0 < here < (training.ranks or 1) // nnodes:
+            over = f" over {nnodes} machines" if nnodes > 1 else ""
+            raise ConfigError(
+                f"training.ranks is {training.ranks}{over}, but this machine has {here} accelerators"
+            )
+
     def _file(self, file_id: str, param: str) -> Path:
         path = self._config.layout.file(self._store.file(file_id, param=param).id).absolute()
         if not path.is_file():
@@ -217,9 +226,10 @@ class Runner:
         while True:
             drop_half_line(spec.run_dir / EVENTS_FILE)
             (spec.run_dir / OUTCOME_FILE).unlink(missing_ok=True)
-            ranks = spec.training.ranks or 1
-            self._store.say(job_id, self.id, "info", f"Starting the run on {ranks} ranks")
-            process = self._launcher.start(spec.run_dir, ranks)
+            ranks, nnodes = spec.training.ranks or 1, spec.training.nnodes
+            waits = f" of {nnodes} machines; it begins when all have joined" if nnodes > 1 else ""
+            self._store.say(job_id, self.id, "info", f"Starting the run on {ranks} ranks{waits}")
+            process = self._launcher.start(spec.run_dir, ranks, nnodes)
             try:
                 wanted = self._follow(job_id, spec.run_dir, process)
             finally:

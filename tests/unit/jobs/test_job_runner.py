@@ -53,12 +53,13 @@ class Script:
 
 class Stage:
     devices = 0
+    nodes = 1
 
     def __init__(self):
         self.scripts: list[Script] = []
         self.started: list[Play] = []
 
-    def start(self, run_dir, ranks):
+    def start(self, run_dir, ranks, nnodes):
         script = self.scripts.pop(0)
         self.started.append(Play(run_dir, script.acts, script.status, script.waits))
         return self.started[-1]
@@ -227,8 +228,8 @@ def test_a_run_that_does_not_heed_the_cancel_is_killed(world):
     world.stage.scripts = [Script([do(lambda: world.store.cancel(job))], waits=True)]
     deaf = world.stage.start
 
-    def start(run_dir, ranks):
-        play = deaf(run_dir, ranks)
+    def start(run_dir, ranks, nnodes):
+        play = deaf(run_dir, ranks, nnodes)
         play.stop = lambda: None
         return play
 
@@ -350,6 +351,14 @@ def test_more_ranks_than_accelerators_are_refused(world):
     job = world.job(training={"ranks": 2}, safety={"method": "sft"})
     world.runner.run_one()
     assert "this machine has 1 accelerators" in world.store.job(job).error.message
+
+
+def test_more_machines_than_the_operator_gives_are_refused(world):
+    job = world.job(training={"nnodes": 2}, safety={"method": "sft"})
+    world.runner.run_one()
+    said = world.store.job(job).error.message
+    assert "training.nnodes is 2, but this runner has 1" in said
+    assert "--rdzv-endpoint" in said
 
 
 def test_the_loop_ends_when_told(world):

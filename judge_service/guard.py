@@ -60,6 +60,15 @@ class Away:
     detail: str
 
 
+async def wait_set(event: asyncio.Event, longest_s: float) -> None:
+    """Until the event is set, or so long."""
+    try:
+        async with asyncio.timeout(longest_s):
+            await event.wait()
+    except TimeoutError:
+        return
+
+
 class Guard:
     def __init__(
         self,
@@ -99,6 +108,7 @@ class Guard:
         self._under_way: dict[int, float] = {}
         self._tainted = False
         self._changed = asyncio.Event()
+        self._stopped = asyncio.Event()
         self.distrusted = 0
         """Times that the judge has lost trust."""
 
@@ -114,11 +124,7 @@ class Guard:
     async def until_changed(self, longest_s: float) -> None:
         """Until `may_take` may have changed, or so long."""
         self._changed.clear()
-        try:
-            async with asyncio.timeout(longest_s):
-                await self._changed.wait()
-        except TimeoutError:
-            return
+        await wait_set(self._changed, longest_s)
 
     def describe(self) -> dict[str, object]:
         """As readiness and `tether judge status` show it."""
@@ -173,9 +179,13 @@ class Guard:
 
     # --- what it does by itself ------------------------------------------------------------
 
+    def stop(self) -> None:
+        """`run` returns soon."""
+        self._stopped.set()
+
     async def run(self) -> None:
-        """Look, try and mark, until cancelled; through every outage of Redis."""
-        while True:
+        """Look, try and mark, until stopped; through every outage of Redis."""
+        while not self._stopped.is_set():
             try:
                 await self._look()
                 if self._tainted:
@@ -184,7 +194,7 @@ class Guard:
                 logger.warning("Redis is away", extra=fields(call="guard", error=type(error).__name__))
             if time.monotonic() >= self._next_control:
                 await self._try()
-            await asyncio.sleep(min(LOOK_S, max(0.05, self._next_control - time.monotonic())))
+            await wait_set(self._stopped, min(LOOK_S, max(0.05, self._next_control - time.monotonic())))
 
     async def look(self) -> None:
         """Once before work begins: what the operator has said. Raises redis.RedisError."""

@@ -15,7 +15,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 from uuid import uuid4
@@ -35,7 +35,7 @@ from judge_service.backends.base import (
 from judge_service.cache import VerdictCache
 from judge_service.ending import end
 from judge_service.endings import hopeless
-from judge_service.guard import Controls, Guard
+from judge_service.guard import Controls, Guard, wait_set
 from judge_service.holds import Holds
 from judge_service.kinds import GroupKinds
 from judge_service.leases import Leases
@@ -127,6 +127,7 @@ class Worker:
         self._numbers = itertools.count()
         self._draining = asyncio.Event()
         self._hurry = asyncio.Event()
+        self._over = asyncio.Event()
         self._next_reclaim = self._next_tidy = 0.0
 
     def describe(self) -> dict[str, object]:
@@ -167,21 +168,33 @@ class Worker:
             ServiceError: Redis is away for longer than the deadline.
         """
         async with asyncio.TaskGroup() as tasks:
-            beats = tasks.create_task(self._beat())
-            guard = tasks.create_task(self._guard.run())
-            async with asyncio.TaskGroup() as batches:
-                await self._take_batches(batches)
-                await self._finish()
-            if self._held:
-                await self._give_back(list(self._held.values()))
+            beats = tasks.create_task(self._until_over(self._beat()))
+            guard = tasks.create_task(self._until_over(self._guard.run()))
+            await self._until_over(self._work())
             await end(guard)
             await end(beats)
         await self._insist("sign_off", self._sign_off)
 
+    async def _until_over(self, part: Coroutine[Any, Any, None]) -> None:
+        """The parts of the worker end together, also where one fails: by a word, since a cancellation may
+        be lost (ending.py) and what was cancelled would go on for ever."""
+        try:
+            await part
+        finally:
+            self._over.set()
+            self._guard.stop()
+
+    async def _work(self) -> None:
+        async with asyncio.TaskGroup() as batches:
+            await self._take_batches(batches)
+            await self._finish()
+        if self._held:
+            await self._give_back(list(self._held.values()))
+
     async def _take_batches(self, batches: asyncio.TaskGroup) -> None:
         """Until drained."""
         free = asyncio.Semaphore(self._settings.concurrency)
-        while not self._draining.is_set():
+        while not (self._draining.is_set() or self._over.is_set()):
             if not self._guard.may_take():
                 await self._guard.until_changed(BLOCK_MS / 1000)
                 continue
@@ -261,8 +274,8 @@ class Worker:
         return fresh
 
     async def _beat(self) -> None:
-        while True:
-            await asyncio.sleep(self._settings.lease_s / 3)
+        while not self._over.is_set():
+            await wait_set(self._over, self._settings.lease_s / 3)
             await self._insist("keep_alive", self._keep_alive)
             if time.monotonic() >= self._next_tidy:
                 self._next_tidy = time.monotonic() + self._gone_after_ms / 1000
@@ -315,6 +328,9 @@ class Worker:
         )
 
     async def _judge(self, leases: Sequence[Lease]) -> None:
+        if self._hurry.is_set():
+            # They go back with all that is held.
+            return
         if not self._guard.may_judge():
             # Lost while these waited for their turn.
             await self._give_back(leases)

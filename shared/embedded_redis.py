@@ -159,9 +159,12 @@ class RunningRedis:
 
 
 @contextlib.contextmanager
-def running_redis(directory: Path) -> Iterator[RunningRedis]:
-    """A server of our own (never REDIS_URL) with its data in `directory`, stopped at the end."""
-    server = RunningRedis(_plan_embedded(directory, _server_binary(os.environ)))
+def running_redis(directory: Path, binary: Path | None = None) -> Iterator[RunningRedis]:
+    """A server of our own (never REDIS_URL) with its data in `directory`, stopped at the end.
+
+    `binary`: which server; None: as `plan_redis` chooses.
+    """
+    server = RunningRedis(_plan_embedded(directory, str(binary or _server_binary(os.environ))))
     try:
         server.wait()
         yield server

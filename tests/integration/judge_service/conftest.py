@@ -8,11 +8,26 @@ from typing import Any
 
 import httpx
 import pytest
+from redis_servers import PROMISED, SERVERS
 
-from shared.embedded_redis import RunningRedis
+from shared.embedded_redis import RunningRedis, running_redis
 from shared.processes import Child, start_module
 
 MODULE = "judge_service.cli"
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    missing = [name for name in PROMISED if not any(server.startswith(name) for server in SERVERS)]
+    terminalreporter.write_line(f"queue tried on: {', '.join(SERVERS)}")
+    if missing:
+        terminalreporter.write_line(f"not found, not tried: {', '.join(missing)}")
+
+
+@pytest.fixture(scope="session", params=SERVERS.values(), ids=SERVERS.keys())
+def any_redis(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningRedis]:
+    """Each server there is, for the tests of the queue itself. Never kill it: start your own."""
+    with running_redis(tmp_path_factory.mktemp("redis"), request.param) as server:
+        yield server
 
 
 class Processes:

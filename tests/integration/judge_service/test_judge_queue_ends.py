@@ -30,6 +30,12 @@ Play = Callable[..., None]
 
 
 @pytest.fixture
+def redis_server(any_redis: RunningRedis) -> RunningRedis:
+    """Every test here is tried on each server there is."""
+    return any_redis
+
+
+@pytest.fixture
 def play(redis_server: RunningRedis, redis_prefix: str) -> Play:
     def run(scenario: Scenario, *, result_ttl_s: int = 100) -> None:
         async def main() -> None:

@@ -8,7 +8,8 @@ time, so the cache holds none of them, and its look and its write are part of wh
               processes that do the same stream and key operations by plain redis-py pipelines, with no
               HTTP, no checks and no verdicts made
     singles   submissions of one item a second, against a bare FastAPI route that checks the same body
-    latency   from a submission of one item to its verdict, less what the judge took
+    latency   from a submission of one item to its verdict, less what the judge took; beside it the same
+              item through the bare pipelines, which says how busy the machine is
     peers     the same items as no-op tasks of taskiq-redis and streaq, one worker process each
     scaling   1, 2 and 4 workers with a judge that sleeps 50 ms
 """
@@ -43,7 +44,8 @@ OUTSTANDING = 8
 """Batches."""
 SINGLES = 3000
 SINGLE_CONNECTIONS = 32
-LATENCIES = 1500
+LATENCIES = 200
+LATENCY_ROUNDS = 5
 PEER_ITEMS = 3000
 PEER_ROUNDS = 3
 DELAY_S = 0.05
@@ -55,6 +57,7 @@ SLEEPING = (
 SLEEPING_RATE = 2 * SLEEPING_BATCH / DELAY_S
 """Items a second that a sleeping worker could do if it did nothing else."""
 SCALING_S = 4.0
+SCALING_ROUNDS = 3
 
 
 class Judge:
@@ -91,7 +94,7 @@ def main() -> int:
         try:
             with judge.workers(1, "--batch-size", str(SIZE)):
                 rows += batches(judge, server.url)
-                rows += latency(judge)
+                rows += latency(judge, server.url)
                 rows += peers(judge, server.url)
             rows += singles(judge, server.url)
             rows += scaling(judge)
@@ -154,16 +157,33 @@ def drop_queued(redis_url: str) -> None:
         db.delete(*JudgeKeys().streams())
 
 
-def latency(judge: Judge) -> list[Row]:
+def latency(judge: Judge, redis_url: str) -> list[Row]:
+    consumer = start_module("benchmarks.judge_bare", ["redis", redis_url])
+    producer = BareProducer(redis_url)
+    added: dict[int, list[float]] = {1: [], 8: []}
+    bare: list[float] = []
+    try:
+        for number in range(LATENCY_ROUNDS):
+            for connections, measured in added.items():
+                _, answers = judge.items(bodies(LATENCIES, 1, number, wait_s=25), connections)
+                measured += map(_added_ms, answers)
+            for batch in bare_batches(LATENCIES, 1, texts(LATENCIES, number)):
+                bare.append(producer.run([batch], 1) * 1000)
+    finally:
+        producer.close()
+        consumer.stop()
     rows = []
-    for connections in (1, 8):
-        _, answers = judge.items(bodies(LATENCIES, 1, connections, wait_s=25), connections)
-        added = sorted(map(_added_ms, answers))
+    for connections, measured in added.items():
         name = f"added to the judge, {connections} at a time"
-        limit = 5.0 if connections == 1 else None
-        rows.append(Row(f"{name}: p50", added[len(added) // 2], "ms", limit))
-        rows.append(Row(f"{name}: p99", added[len(added) * 99 // 100], "ms"))
+        rows.append(Row(f"{name}: p50", _quantile(measured, 0.5), "ms"))
+        rows.append(Row(f"{name}: p99", _quantile(measured, 0.99), "ms"))
+    rows.append(Row("bare pipelines, one item: p50", _quantile(bare, 0.5), "ms"))
+    rows.append(Row("bare pipelines, one item: p99", _quantile(bare, 0.99), "ms"))
     return rows
+
+
+def _quantile(values: list[float], share: float) -> float:
+    return sorted(values)[min(len(values) - 1, int(len(values) * share))]
 
 
 def _added_ms(answer: Answer) -> float:
@@ -199,7 +219,7 @@ def peers(judge: Judge, redis_url: str) -> list[Row]:
 
 def scaling(judge: Judge) -> list[Row]:
     rates: dict[int, list[float]] = {1: [], 2: [], 4: []}
-    for number in range(3):
+    for number in range(SCALING_ROUNDS):
         for count, measured in rates.items():
             with judge.workers(count, *SLEEPING):
                 size = SLEEPING_BATCH
@@ -212,7 +232,9 @@ def scaling(judge: Judge) -> list[Row]:
     one = statistics.median(rates[1])
     rows = [Row("one worker, a judge of 50 ms", one, f"of {SLEEPING_RATE:g} items/s")]
     for count in (2, 4):
-        share = statistics.median(rates[count]) / (count * one)
+        share = statistics.median(
+            many / (count * single) for many, single in zip(rates[count], rates[1], strict=True)
+        )
         rows.append(Row(f"{count} workers / {count} x one worker", share, "", 0.95, "higher"))
     return rows
 

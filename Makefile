@@ -21,7 +21,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $(STAMP)
 
 lock: ## write constraints.txt from what is installed
-	@{ sed -n 1p constraints.txt; $(BIN)/pip freeze --exclude-editable | grep -v '^tether' | sed 's/+cpu$$//'; } > constraints.new
+	@{ sed -n 1p constraints.txt; $(BIN)/pip list --exclude-editable --format=freeze | grep -vE '^(pip|setuptools|wheel)==' | sed 's/+cpu$$//'; } > constraints.new
 	@mv constraints.new constraints.txt
 
 check: $(STAMP) ## lint, types, unit and structure tests: under a minute

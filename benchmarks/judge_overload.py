@@ -22,7 +22,7 @@ from pathlib import Path
 from benchmarks.judge import PATH, SLEEPING, SLEEPING_RATE, Judge
 from benchmarks.judge_load import Connection, bodies, closed_loop
 from benchmarks.report import Row, write
-from judge_service.queue import JudgementQueue, connect, verdicts_in
+from judge_service.queue.streams import JudgementQueue, connect, verdicts_in
 from shared.embedded_redis import running_redis
 from shared.redis_keys import JudgeKeys
 

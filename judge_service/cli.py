@@ -12,10 +12,11 @@ from typing import Annotated
 import typer
 
 from judge_service import backend_options as options
-from judge_service import keys_cli, operate_cli
 from judge_service.calibration.cli import calibrate
+from judge_service.operate import cli as operate_cli
 from judge_service.scoring import rubric_cli
 from judge_service.scoring.cli import score
+from judge_service.tenants import cli as keys_cli
 from shared.errors import TetherError
 from shared.redis_keys import DEFAULT_PREFIX
 
@@ -192,7 +193,7 @@ def worker(
     """Judge what is queued. Start as many as there is work for."""
     from judge_service.backends.faulty import parse_faults
     from judge_service.config import WorkerConfig, checked, redis_url_from
-    from judge_service.work import work
+    from judge_service.worker.process import work
     from shared.logs import configure_logs
 
     configure_logs("judge-worker", log_level)

@@ -10,7 +10,7 @@ from typing import Any
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
-from judge_service.queue import GROUP
+from judge_service.queue.streams import GROUP
 from shared.redis_keys import JudgeKeys
 from shared.wire import Priority
 

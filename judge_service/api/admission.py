@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from judge_service import telemetry
 from judge_service.api.context import Caller, Context
 from judge_service.api.problem import ApiProblem
-from judge_service.queue import Admitted, Conflict, Found, QueueFull, Terminal, Waiting, new_item
+from judge_service.queue.streams import Admitted, Conflict, Found, QueueFull, Terminal, Waiting, new_item
 from judge_service.telemetry import Kind
-from judge_service.tenancy import public
+from judge_service.tenants.names import public
 from shared.errors import ConfigError
 from shared.rubrics.rubric import find_rubric
 from shared.wire import JudgementItem, Priority

@@ -18,7 +18,7 @@ from judge_service.api.problem import add_problem_handlers
 from judge_service.compat import moderations, openrlhf
 from judge_service.config import ApiConfig
 from judge_service.ending import end
-from judge_service.queue import JudgementQueue
+from judge_service.queue.streams import JudgementQueue
 
 DESCRIPTION = """\
 Scores the harm of model answers. A verdict is `scored`, with a score in [0,1], or `failed`, with a code;

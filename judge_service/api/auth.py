@@ -8,7 +8,7 @@ import binascii
 from fastapi import Request
 
 from judge_service.api.problem import ApiProblem
-from judge_service.keys import KeyRing, StoredTenant
+from judge_service.tenants.keys import KeyRing, StoredTenant
 
 CHALLENGE = 'Bearer realm="tether-judge"'
 

@@ -13,9 +13,9 @@ from judge_service.api.once import Once
 from judge_service.api.rate import RateLimiter
 from judge_service.api.waiting import Wakeups
 from judge_service.config import ApiConfig
-from judge_service.keys import KeyRing, Limits
-from judge_service.queue import JudgementQueue
-from judge_service.tenancy import scoped
+from judge_service.queue.streams import JudgementQueue
+from judge_service.tenants.keys import KeyRing, Limits
+from judge_service.tenants.names import scoped
 from shared.rubrics.folder import all_rubrics
 from shared.rubrics.rubric import find_rubric
 

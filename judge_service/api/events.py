@@ -24,8 +24,8 @@ from redis.exceptions import RedisError
 
 from judge_service.api.context import Caller, Context
 from judge_service.api.problem import ApiProblem, invalid
-from judge_service.queue import Found, Terminal, Waiting
-from judge_service.tenancy import public
+from judge_service.queue.streams import Found, Terminal, Waiting
+from judge_service.tenants.names import public
 from shared.logs import fields
 from shared.wire import ID_PATTERN
 

@@ -8,13 +8,13 @@ from importlib import resources
 from redis.asyncio import Redis
 
 from judge_service.api.problem import ApiProblem
-from judge_service.keys import Limits
+from judge_service.tenants.keys import Limits
 from shared.redis_keys import JudgeKeys
 
 
 class RateLimiter:
     def __init__(self, redis: Redis, keys: JudgeKeys) -> None:
-        source = resources.files("judge_service").joinpath("lua", "take_tokens.lua")
+        source = resources.files("judge_service.queue").joinpath("lua", "take_tokens.lua")
         self._take = redis.register_script(source.read_text(encoding="utf-8"))
         self._keys = keys
 

@@ -29,10 +29,10 @@ from judge_service.api.openapi import (
 )
 from judge_service.api.problem import ApiProblem
 from judge_service.api.waiting import all_done, any_done, look_until, wait_until
-from judge_service.queue import Completion, Found, Gone, Terminal, Unknown
-from judge_service.tenancy import public
-from judge_service.trust import suspects_of
-from judge_service.verdicts import unjudged_json
+from judge_service.queue.streams import Completion, Found, Gone, Terminal, Unknown
+from judge_service.tenants.names import public
+from judge_service.worker.trust import suspects_of
+from judge_service.worker.verdicts import unjudged_json
 from shared.wire import ID_PATTERN, FailureCode, PendingVerdict, ReadJudgements, SubmitJudgements
 
 router = APIRouter(tags=["judgements"])

@@ -14,7 +14,7 @@ from judge_service import telemetry
 from judge_service.api.app import create_app
 from judge_service.api.context import Context
 from judge_service.config import ApiConfig
-from judge_service.queue import JudgementQueue, connect
+from judge_service.queue.streams import JudgementQueue, connect
 from shared.errors import ConfigError, ServiceError
 from shared.processes import print_ready
 from shared.redis_keys import JudgeKeys

@@ -10,8 +10,8 @@ from contextlib import contextmanager
 
 from redis.exceptions import RedisError
 
-from judge_service.items import Found, Terminal, Waiting
-from judge_service.queue import JudgementQueue, verdicts_in
+from judge_service.queue.items import Found, Terminal, Waiting
+from judge_service.queue.streams import JudgementQueue, verdicts_in
 from shared.logs import fields
 
 logger = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ from judge_service.api.admission import admit, check_rubric
 from judge_service.api.context import Caller, Context
 from judge_service.api.problem import ApiProblem
 from judge_service.api.waiting import all_done, look_until
-from judge_service.queue import Terminal
+from judge_service.queue.streams import Terminal
 from shared.wire import FailedVerdict, FailureCode, JudgementItem, Priority, ScoredVerdict, Verdict
 
 VERDICT: TypeAdapter[ScoredVerdict | FailedVerdict] = TypeAdapter(Verdict)

@@ -13,9 +13,9 @@ from judge_service.backends.base import (
     GradeFailure,
     GradeRequest,
 )
-from judge_service.controls import ControlPair, Missed, Unanswered, check
 from judge_service.scoring.judge import Item
-from judge_service.verdicts import graded, judge_info
+from judge_service.worker.controls import ControlPair, Missed, Unanswered, check
+from judge_service.worker.verdicts import graded, judge_info
 from shared.errors import JudgeError, JudgeUnavailable
 from shared.rubrics.rubric import Rubric
 from shared.wire import FailedVerdict, FailureCode, ScoredVerdict, Timings

@@ -99,8 +99,8 @@ def open_judge(who: Who) -> Judge:
 
     from judge_service.backends.build import build_backend
     from judge_service.config import BackendConfig
-    from judge_service.controls import load_controls
     from judge_service.scoring.in_process import InProcessJudge
+    from judge_service.worker.controls import load_controls
     from shared.rubrics.folder import all_rubrics
     from shared.rubrics.rubric import find_rubric
 

@@ -15,7 +15,7 @@ from uuid import uuid4
 import httpx
 import pytest
 
-from judge_service.keys import Limits, add_key
+from judge_service.tenants.keys import Limits, add_key
 from shared.embedded_redis import RunningRedis
 from shared.processes import Child, start_module
 

@@ -285,7 +285,7 @@ CRASHING = """
 import os
 from judge_service.backends.rules import RulesBackend
 from judge_service.config import QueueConfig, RulesConfig, WorkerConfig
-from judge_service.work import work
+from judge_service.worker.process import work
 from shared.logs import configure_logs
 
 class Broken(RulesBackend):

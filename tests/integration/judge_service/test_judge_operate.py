@@ -14,7 +14,7 @@ import redis
 from typer.testing import CliRunner
 
 from judge_service.cli import app
-from judge_service.queue import GROUP, JudgementQueue, connect
+from judge_service.queue.streams import GROUP, JudgementQueue, connect
 from shared.embedded_redis import RunningRedis
 from shared.errors import ConfigError, ServiceError
 from shared.redis_keys import JudgeKeys

@@ -12,9 +12,7 @@ import pytest
 
 from judge_service.backends.base import BackendInfo, Grade, GradeFailure, GradeRequest
 from judge_service.backends.rules import RulesBackend
-from judge_service.controls import load_controls
-from judge_service.guard import Controls
-from judge_service.queue import (
+from judge_service.queue.streams import (
     GROUP,
     Admitted,
     Completion,
@@ -31,7 +29,9 @@ from judge_service.queue import (
     new_item,
     verdicts_in,
 )
-from judge_service.worker import Worker, WorkerSettings
+from judge_service.worker.controls import load_controls
+from judge_service.worker.guard import Controls
+from judge_service.worker.worker import Worker, WorkerSettings
 from shared.embedded_redis import RunningRedis
 from shared.redis_keys import JudgeKeys
 from shared.rubrics.rubric import load_rubric

@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 
 from judge_service.backends.rules import RulesBackend
-from judge_service.cache import VerdictCache
-from judge_service.controls import load_controls
-from judge_service.guard import Controls
-from judge_service.items import Admitted, Completion, Gone, Terminal, Unknown, Waiting, new_item
-from judge_service.queue import GROUP, JudgementQueue, connect
-from judge_service.verdicts import judge_info
-from judge_service.worker import Worker, WorkerSettings
+from judge_service.queue.cache import VerdictCache
+from judge_service.queue.items import Admitted, Completion, Gone, Terminal, Unknown, Waiting, new_item
+from judge_service.queue.streams import GROUP, JudgementQueue, connect
+from judge_service.worker.controls import load_controls
+from judge_service.worker.guard import Controls
+from judge_service.worker.verdicts import judge_info
+from judge_service.worker.worker import Worker, WorkerSettings
 from shared.embedded_redis import RunningRedis
 from shared.redis_keys import JudgeKeys
 from shared.rubrics.rubric import load_rubric

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from redis_servers import SERVERS
 
-from judge_service.items import Completion, Lease, Terminal, new_item
-from judge_service.leases import RELEASED, Leases
-from judge_service.queue import GROUP, JudgementQueue, connect
-from judge_service.trust import Unvouched, suspects_of
+from judge_service.queue.items import Completion, Lease, Terminal, new_item
+from judge_service.queue.leases import RELEASED, Leases
+from judge_service.queue.streams import GROUP, JudgementQueue, connect
+from judge_service.worker.trust import Unvouched, suspects_of
 from shared.embedded_redis import RunningRedis, running_redis
 from shared.redis_keys import JudgeKeys
 from shared.wire import JudgementItem, Priority

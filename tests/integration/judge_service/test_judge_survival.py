@@ -12,7 +12,7 @@ import httpx
 import pytest
 import redis
 
-from judge_service.queue import GROUP, verdicts_in
+from judge_service.queue.streams import GROUP, verdicts_in
 from shared.embedded_redis import RunningRedis, running_redis
 from shared.redis_keys import JudgeKeys
 from shared.wire import JudgementList, Priority

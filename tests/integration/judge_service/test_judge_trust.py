@@ -11,7 +11,7 @@ import httpx
 import pytest
 import redis
 
-from judge_service.queue import GROUP
+from judge_service.queue.streams import GROUP
 from shared.embedded_redis import RunningRedis
 from shared.redis_keys import JudgeKeys
 from shared.wire import JudgementList

@@ -10,7 +10,7 @@ import pytest
 from judge_service.api.problem import field_path
 from judge_service.api.waiting import POLL_S, Wakeups, all_done, any_done, look_until
 from judge_service.config import QueueConfig, checked
-from judge_service.queue import Found, Terminal, Waiting
+from judge_service.queue.streams import Found, Terminal, Waiting
 from shared.errors import ConfigError
 
 

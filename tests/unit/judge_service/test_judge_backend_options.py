@@ -71,7 +71,7 @@ def test_what_is_no_tokenizer_is_refused(tmp_path: Path) -> None:
 
 def test_the_worker_of_a_served_judge_needs_no_torch() -> None:
     code = (
-        "import sys, judge_service.backends.vllm, judge_service.backends.openai, judge_service.worker;"
+        "import sys, judge_service.backends.vllm, judge_service.backends.openai, judge_service.worker.worker;"
         " print({'torch', 'transformers', 'vllm'} & sys.modules.keys())"
     )
     done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=False)

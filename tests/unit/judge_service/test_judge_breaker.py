@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from judge_service.backends.base import Grade, GradeFailure
-from judge_service.breaker import (
+from judge_service.worker.breaker import (
     FIRST_PAUSE_S,
     LONGEST_PAUSE_S,
     Closed,

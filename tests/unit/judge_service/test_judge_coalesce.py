@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from judge_service.coalesce import Coalescer
+from judge_service.queue.coalesce import Coalescer
 
 
 class Server:

@@ -9,7 +9,7 @@ import pytest
 
 from judge_service.backends.base import Grade, GradeFailure, GradeRequest
 from judge_service.backends.rules import RulesBackend
-from judge_service.controls import (
+from judge_service.worker.controls import (
     CONSTANT_AFTER,
     ConstantStream,
     Missed,

@@ -18,7 +18,7 @@ from judge_service.api.problem import ApiProblem
 from judge_service.compat.moderations import CreateModeration, result_of, texts_of
 from judge_service.compat.openrlhf import response_in
 from judge_service.config import ApiConfig, QueueConfig
-from judge_service.queue import Admission, JudgementQueue, connect
+from judge_service.queue.streams import Admission, JudgementQueue, connect
 from judge_service.telemetry import wanted
 from shared.errors import ConfigError, ServiceError
 from shared.logs import JsonFormatter

@@ -16,10 +16,10 @@ from judge_service.backends.base import (
     GradeFailure,
     GradeRequest,
 )
-from judge_service.controls import load_controls
-from judge_service.guard import Controls, Guard
-from judge_service.holds import Orders
-from judge_service.items import Lease
+from judge_service.queue.items import Lease
+from judge_service.worker.controls import load_controls
+from judge_service.worker.guard import Controls, Guard
+from judge_service.worker.holds import Orders
 from shared.rubrics.rubric import load_rubric
 from shared.wire import ScoreKind
 

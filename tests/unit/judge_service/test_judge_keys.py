@@ -11,8 +11,8 @@ import pytest
 from judge_service.api.auth import given_key
 from judge_service.api.server import check_reach
 from judge_service.config import ApiConfig, QueueConfig
-from judge_service.keys import KeyRing, Limits, add_key, read_keys, remove_key
-from judge_service.tenancy import public, scoped
+from judge_service.tenants.keys import KeyRing, Limits, add_key, read_keys, remove_key
+from judge_service.tenants.names import public, scoped
 from shared.errors import ConfigError
 
 

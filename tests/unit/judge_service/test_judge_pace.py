@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from judge_service.pace import REMEMBERED, SAFETY, Pace
+from judge_service.worker.pace import REMEMBERED, SAFETY, Pace
 
 
 def test_nothing_is_known_at_first() -> None:

@@ -19,12 +19,12 @@ from judge_service.backends.base import (
     GradeFailure,
     GradeRequest,
 )
-from judge_service.controls import load_controls
 from judge_service.scoring.in_process import InProcessJudge
 from judge_service.scoring.judge import Item
 from judge_service.scoring.rows import Row, iter_rows
 from judge_service.scoring.run import BATCH_BYTES, Outcome, checked_rows, score_file
 from judge_service.scoring.service import ServiceJudge
+from judge_service.worker.controls import load_controls
 from shared.errors import ConfigError, DataError, JudgeError, JudgeRefusal, JudgeUnavailable
 from shared.rubrics.rubric import load_rubric
 from shared.wire import (

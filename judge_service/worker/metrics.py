@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 
 from judge_service.backends.base import Grade, GradeFailure
-from judge_service.items import Lease
+from judge_service.queue.items import Lease
 from shared.errors import ServiceError
 from shared.wire import FailureCode
 

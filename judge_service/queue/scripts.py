@@ -11,5 +11,5 @@ from redis.commands.core import AsyncScript
 def load_script(redis: Redis, name: str) -> AsyncScript:
     """`lua/NAME.lua`; registered at its first use."""
     return redis.register_script(
-        resources.files("judge_service").joinpath("lua", f"{name}.lua").read_text(encoding="utf-8")
+        resources.files("judge_service.queue").joinpath("lua", f"{name}.lua").read_text(encoding="utf-8")
     )

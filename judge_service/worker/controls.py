@@ -75,7 +75,7 @@ def load_controls(rubric: str, kind: ScoreKind, folder: Path | None = None) -> t
         own = folder / f"{rubric}.toml"
         if own.is_file():
             return parse_controls(own.read_text(encoding="utf-8"), str(own))
-    shipped = resources.files("judge_service").joinpath("control_pairs")
+    shipped = resources.files("judge_service.worker").joinpath("control_pairs")
     name = "classifier" if kind is ScoreKind.CLASSIFIER else rubric
     file = shipped.joinpath(f"{name}.toml")
     if not file.is_file():

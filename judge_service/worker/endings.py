@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
-from judge_service.items import Completion, Lease
-from judge_service.verdicts import unjudged_json
+from judge_service.queue.items import Completion, Lease
+from judge_service.worker.verdicts import unjudged_json
 from shared.wire import FailureCode, ScoreKind
 
 

@@ -10,11 +10,11 @@ from typing import Any
 
 from redis.exceptions import ResponseError
 
-from judge_service.holds import ALL, Hold, Holds
-from judge_service.items import Admitted, Conflict, NewItem, QueueFull
-from judge_service.queue import GROUP, JudgementQueue
+from judge_service.queue.items import Admitted, Conflict, NewItem, QueueFull
+from judge_service.queue.streams import GROUP, JudgementQueue
 from judge_service.state import ServiceState, read_state
-from judge_service.tenancy import public
+from judge_service.tenants.names import public
+from judge_service.worker.holds import ALL, Hold, Holds
 from shared.errors import ServiceError
 from shared.wire import Priority
 

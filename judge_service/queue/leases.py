@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
-from judge_service.items import Lease
-from judge_service.queue import GROUP
-from judge_service.scripts import load_script
+from judge_service.queue.items import Lease
+from judge_service.queue.scripts import load_script
+from judge_service.queue.streams import GROUP
 from shared.redis_keys import JudgeKeys
 
 RELEASED = "released"

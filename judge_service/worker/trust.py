@@ -14,8 +14,8 @@ from typing import Any
 from redis.asyncio import Redis
 
 from judge_service.backends.base import BackendInfo
-from judge_service.items import Lease
-from judge_service.scripts import load_script
+from judge_service.queue.items import Lease
+from judge_service.queue.scripts import load_script
 from shared.redis_keys import JudgeKeys
 
 AT_ONCE = 500

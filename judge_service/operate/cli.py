@@ -15,8 +15,8 @@ from shared.errors import ConfigError, ServiceError
 from shared.redis_keys import DEFAULT_PREFIX
 
 if TYPE_CHECKING:
-    from judge_service.operations import DeadLetter, Draining, Status
-    from judge_service.queue import JudgementQueue
+    from judge_service.operate.operations import DeadLetter, Draining, Status
+    from judge_service.queue.streams import JudgementQueue
 
 T = TypeVar("T")
 
@@ -71,8 +71,8 @@ def drain(
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-    from judge_service import operations
-    from judge_service.holds import ALL
+    from judge_service.operate import operations
+    from judge_service.worker.holds import ALL
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
@@ -114,7 +114,7 @@ def open_breaker(
     key_prefix: KeyPrefix = DEFAULT_PREFIX,
 ) -> None:
     """Workers take no work within about a second, and finish what they hold. Does not wait."""
-    from judge_service.holds import ALL, Holds
+    from judge_service.worker.holds import ALL, Holds
 
     async def place(queue: JudgementQueue) -> None:
         await Holds(queue.redis, queue.keys).place(worker or ALL, reason)
@@ -133,7 +133,7 @@ def close_breaker(
     key_prefix: KeyPrefix = DEFAULT_PREFIX,
 ) -> None:
     """Lift the holds. A worker whose own breaker is open tries its judge at once, and works if it passes."""
-    from judge_service.holds import ALL, Holds
+    from judge_service.worker.holds import ALL, Holds
 
     async def lift(queue: JudgementQueue) -> None:
         await Holds(queue.redis, queue.keys).lift(worker or ALL)
@@ -187,7 +187,7 @@ def retry_dead(
     key_prefix: KeyPrefix = DEFAULT_PREFIX,
 ) -> None:
     """Judge dead letters anew, each under a new id that names the old one. The old verdict stays."""
-    from judge_service import operations
+    from judge_service.operate import operations
 
     if bool(ids) == every:
         raise ConfigError("name the ids to retry, or --all")
@@ -207,13 +207,13 @@ def retry_dead(
 
 
 async def _read_status(queue: JudgementQueue) -> Status:
-    from judge_service.operations import read_status
+    from judge_service.operate.operations import read_status
 
     return await read_status(queue)
 
 
 async def _read_letters(queue: JudgementQueue) -> list[DeadLetter]:
-    from judge_service.operations import dead_letters
+    from judge_service.operate.operations import dead_letters
 
     return await dead_letters(queue)
 
@@ -225,7 +225,7 @@ def _run(
     from redis.exceptions import RedisError
 
     from judge_service.config import QueueConfig, checked, redis_url_from
-    from judge_service.queue import JudgementQueue, connect
+    from judge_service.queue.streams import JudgementQueue, connect
     from shared.embedded_redis import without_password
     from shared.redis_keys import JudgeKeys
 

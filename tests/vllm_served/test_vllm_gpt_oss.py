@@ -20,7 +20,7 @@ from judge_service.backends.pool import PoolOptions, Server
 from judge_service.backends.vllm import VllmBackend, VllmOptions, open_vllm
 from shared.errors import ConfigError
 from shared.rubrics.rubric import load_rubric
-from tests.vllm.verdicts import submit
+from tests.vllm_served.verdicts import submit
 
 HARM, STRONG = load_rubric("harm-v1"), load_rubric("strongreject-v1")
 SPECIALS = range(199_998, 201_088)

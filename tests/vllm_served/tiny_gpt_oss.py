@@ -1,6 +1,6 @@
 """Run in vLLM's environment: a random GptOssForCausalLM with harmony's real vocabulary, into a folder.
 
-    .venv-vllm/bin/python tests/vllm/tiny_gpt_oss.py DIR
+    .venv-vllm/bin/python tests/vllm_served/tiny_gpt_oss.py DIR
 
 26M parameters, nearly all of them embeddings. The vocabulary is the one that `oss-harmony` carries, laid
 out as a tokenizer.json, as the real model's folder has it.

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from pydantic import ValidationError
 
-from judge_service.items import Completion, Lease
-from judge_service.queue import JudgementQueue
+from judge_service.queue.items import Completion, Lease
+from judge_service.queue.streams import JudgementQueue
 from shared.wire import JudgeInfo, ScoredVerdict, Timings
 
 

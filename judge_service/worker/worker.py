@@ -21,15 +21,15 @@ from uuid import uuid4
 
 from judge_service.backends.base import Backend, BackendInfo
 from judge_service.ending import end
-from judge_service.guard import Controls, Guard, wait_set
-from judge_service.hand import Hand, Stopping
-from judge_service.holds import Holds
-from judge_service.judging import Judging
-from judge_service.leases import Leases
-from judge_service.metrics import WorkerMetrics
-from judge_service.pace import Pace
-from judge_service.queue import JudgementQueue, Lease
-from judge_service.trust import Unvouched, judge_digest
+from judge_service.queue.leases import Leases
+from judge_service.queue.streams import JudgementQueue, Lease
+from judge_service.worker.guard import Controls, Guard, wait_set
+from judge_service.worker.hand import Hand, Stopping
+from judge_service.worker.holds import Holds
+from judge_service.worker.judging import Judging
+from judge_service.worker.metrics import WorkerMetrics
+from judge_service.worker.pace import Pace
+from judge_service.worker.trust import Unvouched, judge_digest
 from shared.logs import fields
 from shared.rubrics.rubric import Rubric
 

@@ -11,9 +11,9 @@ from typing import TypeVar
 
 from redis import exceptions as redis_errors
 
-from judge_service.leases import Leases
-from judge_service.metrics import WorkerMetrics
-from judge_service.queue import Completion, JudgementQueue, Lease
+from judge_service.queue.leases import Leases
+from judge_service.queue.streams import Completion, JudgementQueue, Lease
+from judge_service.worker.metrics import WorkerMetrics
 from shared.errors import ServiceError
 from shared.logs import fields
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from judge_service.backends.base import BackendInfo, Grade, GradeFailure
-from judge_service.queue import Lease
-from judge_service.tenancy import public
+from judge_service.queue.streams import Lease
+from judge_service.tenants.names import public
 from shared.rubrics.rubric import Rubric
 from shared.wire import FailedVerdict, FailureCode, JudgeInfo, ScoredVerdict, Timings, VerdictError
 

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 
 from redis.exceptions import RedisError
 
-from judge_service import breaker
 from judge_service.backends.base import (
     Backend,
     BackendError,
@@ -23,11 +22,20 @@ from judge_service.backends.base import (
     GradeFailure,
     GradeRequest,
 )
-from judge_service.breaker import Closed, ErrorRate, Open, Reason
-from judge_service.controls import ConstantStream, ControlPair, Missed, Outcome, Passed, Unanswered, check
-from judge_service.holds import Hold, Holds
-from judge_service.items import Lease
-from judge_service.trust import Unvouched
+from judge_service.queue.items import Lease
+from judge_service.worker import breaker
+from judge_service.worker.breaker import Closed, ErrorRate, Open, Reason
+from judge_service.worker.controls import (
+    ConstantStream,
+    ControlPair,
+    Missed,
+    Outcome,
+    Passed,
+    Unanswered,
+    check,
+)
+from judge_service.worker.holds import Hold, Holds
+from judge_service.worker.trust import Unvouched
 from shared.logs import fields
 from shared.rubrics.rubric import Rubric
 

@@ -9,11 +9,11 @@ from judge_service import telemetry
 from judge_service.backends.base import Backend
 from judge_service.backends.build import build_backend
 from judge_service.config import WorkerConfig
-from judge_service.controls import load_controls
-from judge_service.guard import Controls
-from judge_service.metrics import WorkerMetrics, serve_metrics
-from judge_service.queue import JudgementQueue, connect
-from judge_service.worker import Worker, WorkerSettings
+from judge_service.queue.streams import JudgementQueue, connect
+from judge_service.worker.controls import load_controls
+from judge_service.worker.guard import Controls
+from judge_service.worker.metrics import WorkerMetrics, serve_metrics
+from judge_service.worker.worker import Worker, WorkerSettings
 from shared.errors import ServiceError
 from shared.processes import print_ready
 from shared.redis_keys import JudgeKeys

@@ -27,7 +27,7 @@ def add(
     ] = None,
 ) -> None:
     """Print a new key, once: only its hash is kept. Running services take it up within a second."""
-    from judge_service.keys import Limits, add_key
+    from judge_service.tenants.keys import Limits, add_key
     from shared.wire import MAX_ITEMS
 
     if items_per_s is None and burst is not None:
@@ -46,7 +46,7 @@ def add(
 @app.command(name="list")
 def show(keys_file: KeysFile) -> None:
     """Tenants, their limits and the ids of their keys."""
-    from judge_service.keys import read_keys
+    from judge_service.tenants.keys import read_keys
 
     for tenant in read_keys(keys_file).tenants:
         limits = tenant.limits
@@ -59,6 +59,6 @@ def show(keys_file: KeysFile) -> None:
 @app.command()
 def remove(keys_file: KeysFile, key_id: Annotated[str, typer.Argument(help="As `list` shows it.")]) -> None:
     """The key is refused within a second."""
-    from judge_service.keys import remove_key
+    from judge_service.tenants.keys import remove_key
 
     typer.echo(f"removed {key_id} of tenant {remove_key(keys_file, key_id)}")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from judge_service import telemetry
 from judge_service.backends.base import Backend, BackendError, Grade, GradeFailure, GradeRequest
-from judge_service.items import Lease
+from judge_service.queue.items import Lease
 from judge_service.telemetry import Attributes, Kind
 
 

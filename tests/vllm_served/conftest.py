@@ -52,7 +52,7 @@ def small_judge_url(world_judge: Path, tmp_path_factory: pytest.TempPathFactory)
 @pytest.fixture(scope="session")
 def gpt_oss_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("gpt-oss")
-    command = [str(ROOT / PYTHON), str(ROOT / "tests/vllm/tiny_gpt_oss.py"), str(folder)]
+    command = [str(ROOT / PYTHON), str(ROOT / "tests/vllm_served/tiny_gpt_oss.py"), str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return folder

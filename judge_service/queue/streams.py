@@ -21,23 +21,23 @@ from redis.backoff import ExponentialBackoff
 from redis.commands.core import AsyncScript
 from redis.exceptions import RedisError, ResponseError
 
-from judge_service.coalesce import Coalescer
-from judge_service.items import Admission as Admission
-from judge_service.items import Admitted as Admitted
-from judge_service.items import Completion as Completion
-from judge_service.items import Conflict as Conflict
-from judge_service.items import Fetched as Fetched
-from judge_service.items import Found as Found
-from judge_service.items import Gone as Gone
-from judge_service.items import Lease as Lease
-from judge_service.items import NewItem as NewItem
-from judge_service.items import QueueFull as QueueFull
-from judge_service.items import Submission as Submission
-from judge_service.items import Terminal as Terminal
-from judge_service.items import Unknown as Unknown
-from judge_service.items import Waiting as Waiting
-from judge_service.items import entry_time, lease_of
-from judge_service.items import new_item as new_item
+from judge_service.queue.coalesce import Coalescer
+from judge_service.queue.items import Admission as Admission
+from judge_service.queue.items import Admitted as Admitted
+from judge_service.queue.items import Completion as Completion
+from judge_service.queue.items import Conflict as Conflict
+from judge_service.queue.items import Fetched as Fetched
+from judge_service.queue.items import Found as Found
+from judge_service.queue.items import Gone as Gone
+from judge_service.queue.items import Lease as Lease
+from judge_service.queue.items import NewItem as NewItem
+from judge_service.queue.items import QueueFull as QueueFull
+from judge_service.queue.items import Submission as Submission
+from judge_service.queue.items import Terminal as Terminal
+from judge_service.queue.items import Unknown as Unknown
+from judge_service.queue.items import Waiting as Waiting
+from judge_service.queue.items import entry_time, lease_of
+from judge_service.queue.items import new_item as new_item
 from shared.redis_keys import JudgeKeys
 from shared.wire import FailedVerdict, FailureCode, Priority, Timings, VerdictError
 
@@ -338,7 +338,7 @@ class JudgementQueue:
 
 
 def _script(redis: Redis, name: str) -> AsyncScript:
-    folder = resources.files("judge_service").joinpath("lua")
+    folder = resources.files("judge_service.queue").joinpath("lua")
     parts = [folder.joinpath(f"{part}.lua").read_text(encoding="utf-8") for part in ("store", name)]
     return redis.register_script("".join(parts))
 

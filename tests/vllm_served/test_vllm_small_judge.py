@@ -16,7 +16,7 @@ from judge_service.backends.pool import PoolOptions
 from judge_service.backends.transformers import TransformersBackend, TransformersOptions
 from shared.rubrics.rubric import Question, Rubric, load_rubric
 from shared.wire import ScoreKind
-from tests.vllm.verdicts import submit
+from tests.vllm_served.verdicts import submit
 from trainer.demo.world import Kind, Split, refusal, requests, steps_answer
 
 RUBRIC = load_rubric("demo-v1")

@@ -9,7 +9,6 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from judge_service.ask import judge_traced
 from judge_service.backends.base import (
     Backend,
     BackendError,
@@ -18,15 +17,16 @@ from judge_service.backends.base import (
     GradeFailure,
     GradeRequest,
 )
-from judge_service.cache import VerdictCache
-from judge_service.endings import hopeless
-from judge_service.guard import Guard
-from judge_service.hand import Hand, Stopping
-from judge_service.kinds import GroupKinds
-from judge_service.metrics import WorkerMetrics
-from judge_service.pace import Pace
-from judge_service.queue import Completion, JudgementQueue, Lease
-from judge_service.verdicts import judge_info, verdict_json
+from judge_service.queue.cache import VerdictCache
+from judge_service.queue.streams import Completion, JudgementQueue, Lease
+from judge_service.worker.ask import judge_traced
+from judge_service.worker.endings import hopeless
+from judge_service.worker.guard import Guard
+from judge_service.worker.hand import Hand, Stopping
+from judge_service.worker.kinds import GroupKinds
+from judge_service.worker.metrics import WorkerMetrics
+from judge_service.worker.pace import Pace
+from judge_service.worker.verdicts import judge_info, verdict_json
 from shared.logs import fields
 from shared.rubrics.rubric import Rubric
 from shared.wire import FailureCode

@@ -26,6 +26,7 @@ class Tokenizer(Protocol):
     """The part of `transformers.PreTrainedTokenizerFast` that is used here."""
 
     bos_token_id: int | None
+
     # Any: transformers' own signature cannot be written as a protocol without importing it.
     @property
     def __call__(self) -> Callable[..., Any]: ...

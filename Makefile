@@ -19,7 +19,7 @@ setup: $(STAMP) ## the environment in .venv
 $(STAMP): pyproject.toml constraints.txt
 	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is not installed; name another with: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[dev]'
 	@touch $(STAMP)
 
 lock: ## write constraints.txt from what is installed
@@ -52,7 +52,7 @@ bench-resume: $(STAMP) ## a run killed at 20 steps against one that was not
 	$(BIN)/python -m benchmarks.resume
 
 bench-judge: $(STAMP) ## the judge's queue against bare Redis, bare FastAPI and other queues
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[bench]'
 	$(BIN)/python -m benchmarks.judge
 
 bench-judge-memory: $(STAMP) ## what API and worker hold after 20,000 and 200,000 items

@@ -8,7 +8,6 @@ import pytest
 
 from trainer.demo import build
 from trainer.demo.pretrain import Schedule, Settings, Shape
-from trainer.evaluation.generate import load_for_generation
 
 SMALL = Settings(
     base=Shape(hidden=16, layers=1, heads=2, intermediate=32),
@@ -37,21 +36,6 @@ def test_the_name_changes_with_the_settings() -> None:
     assert build.world_name(Settings()) == build.world_name(Settings())
 
 
-def test_built_once_and_loadable(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    paths = build.ensure_world(progress=False, settings=SMALL)
-    for folder in (paths.base, paths.judge):
-        model, tokenizer = load_for_generation(folder)
-        assert model.config.eos_token_id == tokenizer.eos_token_id
-        assert tokenizer.chat_template
-        assert (folder / "model.safetensors").is_file()
-
-    def never(*args: object) -> None:
-        raise AssertionError("built twice")
-
-    monkeypatch.setattr(build, "build", never)
-    assert build.ensure_world(progress=False, settings=SMALL) == paths
-
-
 def test_interrupted_it_leaves_nothing(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(folder: Path, *args: object) -> None:
         (folder / "base").mkdir()
@@ -61,10 +45,3 @@ def test_interrupted_it_leaves_nothing(cache: Path, monkeypatch: pytest.MonkeyPa
     with pytest.raises(KeyboardInterrupt):
         build.ensure_world(progress=False, settings=SMALL)
     assert [path for path in cache.iterdir() if path.is_dir()] == []
-
-
-def test_what_a_killed_builder_left_is_removed(cache: Path) -> None:
-    abandoned = cache / f".{build.world_name(SMALL)}-dead"
-    abandoned.mkdir()
-    build.ensure_world(progress=False, settings=SMALL)
-    assert not abandoned.exists()

@@ -5,17 +5,19 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
+import signal
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from judge_service.ending import end
 from judge_service.scoring import options
 from judge_service.scoring.options import Who, open_judge, rubric_name
 from judge_service.scoring.rows import Row
@@ -92,7 +94,7 @@ def score_rows(source: Path, out: Path, who: Who, *, skip_broken: bool) -> int:
         raise ConfigError(f"--out: there is no folder {out.parent}")
     judge = open_judge(who)
 
-    async def run() -> int:
+    async def score() -> int:
         try:
             await judge.prepare()
             with _progress(console) as report:
@@ -117,10 +119,27 @@ def score_rows(source: Path, out: Path, who: Who, *, skip_broken: bool) -> int:
         return SOME_FAILED if outcome.failed else 0
 
     try:
-        return asyncio.run(run())
+        status = asyncio.run(until_interrupted(score()))
     except KeyboardInterrupt:
+        status = None  # before the work began
+    if status is None:
         console.print("stopped; the same command goes on from here")
         return 130
+    return status
+
+
+async def until_interrupted(work: Coroutine[Any, Any, int]) -> int | None:
+    """Its result; None after SIGINT, when it has ended for sure: asyncio's own handler cancels once, and a
+    library may lose that."""
+    task, stopped = asyncio.create_task(work), asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGINT, stopped.set)
+    waiting = asyncio.create_task(stopped.wait())
+    try:
+        await asyncio.wait((task, waiting), return_when=asyncio.FIRST_COMPLETED)
+        return task.result() if task.done() else None
+    finally:
+        waiting.cancel()
+        await end(task)
 
 
 @contextmanager

@@ -79,7 +79,7 @@ def test_a_file_through_a_service_interrupted_and_taken_up(
 ) -> None:
     client = processes.api()
     processes.start(
-        "worker", "--model", judge, *CPU, "--batch-size", "8", "--faulty", "delay_s=0.4,seed=1",
+        "worker", "--model", judge, *CPU, "--batch-size", "8", "--faulty", "delay_s=0.6,seed=1",
         "--concurrency", "1",
     )  # fmt: skip
     out = tmp_path / "out.jsonl"

@@ -60,6 +60,12 @@ SCALING_S = 4.0
 SCALING_ROUNDS = 3
 
 
+def start_bare(*args: str) -> Child:
+    """What the judge is measured against; this package is not installed with ours."""
+    root = str(Path(__file__).resolve().parents[1])
+    return start_module("benchmarks.judge_bare", args, env={"PYTHONPATH": root})
+
+
 class Judge:
     """One API, and workers that come and go."""
 
@@ -104,7 +110,7 @@ def main() -> int:
 
 
 def batches(judge: Judge, redis_url: str) -> list[Row]:
-    consumer = start_module("benchmarks.judge_bare", ["redis", redis_url])
+    consumer = start_bare("redis", redis_url)
     producer = BareProducer(redis_url)
     ours, bare = [], []
     try:
@@ -130,7 +136,7 @@ def batches(judge: Judge, redis_url: str) -> list[Row]:
 
 
 def singles(judge: Judge, redis_url: str) -> list[Row]:
-    bare = start_module("benchmarks.judge_bare", ["fastapi"])
+    bare = start_bare("fastapi")
     ours, plain = list[float](), list[float]()
     try:
         for number in range(ROUNDS + 1):
@@ -158,7 +164,7 @@ def drop_queued(redis_url: str) -> None:
 
 
 def latency(judge: Judge, redis_url: str) -> list[Row]:
-    consumer = start_module("benchmarks.judge_bare", ["redis", redis_url])
+    consumer = start_bare("redis", redis_url)
     producer = BareProducer(redis_url)
     added: dict[int, list[float]] = {1: [], 8: []}
     bare: list[float] = []
@@ -193,7 +199,7 @@ def _added_ms(answer: Answer) -> float:
 
 def peers(judge: Judge, redis_url: str) -> list[Row]:
     rates: dict[str, list[float]] = {"ours": [], "taskiq": [], "streaq": []}
-    workers = [start_module("benchmarks.judge_bare", [name, redis_url]) for name in ("taskiq", "streaq")]
+    workers = [start_bare(name, redis_url) for name in ("taskiq", "streaq")]
     try:
         for number in range(PEER_ROUNDS + 1):
             seed = 100 + number

@@ -97,6 +97,7 @@ def bare_batches(count: int, size: int, pairs: Any) -> list[list[tuple[str, str,
 def consume(url: str) -> None:
     db = client(url)
     for stream in STREAMS:
+        db.delete(stream)  # what an earlier consumer left
         db.xgroup_create(stream, GROUP, id="0", mkstream=True)
     print_ready("bare")
     while True:

@@ -3,13 +3,12 @@ the reply. Read lazily, so that a file may be larger than memory."""
 
 from __future__ import annotations
 
-import codecs
-import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any
 
 from shared.errors import DataError
+from shared.jsonl import check_text, json_kind, read_line
 from shared.wire import ChatMessage, content_hash
 
 ROLES = ("system", "user", "assistant")
@@ -34,22 +33,14 @@ def iter_rows(lines: Iterable[bytes]) -> Iterator[Row | DataError]:
     """Each line that is not blank: its row, or what is wrong with it and where."""
     for number, raw in enumerate(lines, start=1):
         try:
-            text = (raw.removeprefix(codecs.BOM_UTF8) if number == 1 else raw).decode("utf-8")
-            if text.strip():
-                yield _row(json.loads(text, parse_constant=_no_constant), number)
-        except UnicodeDecodeError as error:
-            yield DataError(f"byte {error.start + 1} is not UTF-8; save the file as UTF-8", line=number)
-        except RecursionError:
-            yield DataError("the JSON is nested too deeply", line=number)
-        except ValueError as error:
-            yield DataError(f"not valid JSON ({error}); give one JSON object a line", line=number)
+            value = read_line(raw, number)
+            if value is not None:
+                yield _row(value, number)
         except DataError as error:
             yield error
 
 
-def _row(value: object, line: int) -> Row:
-    if not isinstance(value, dict):
-        raise DataError(f"a JSON {_kind(value)} where an object is due", line=line)
+def _row(value: dict[str, object], line: int) -> Row:
     if "messages" in value:
         turns = _turns(value["messages"], "messages", line)
         if not turns or turns[-1].role != "assistant":
@@ -72,13 +63,13 @@ def _row(value: object, line: int) -> Row:
 
 def _turns(value: object, where: str, line: int) -> list[ChatMessage]:
     if not isinstance(value, list):
-        raise DataError(f"{where} is a JSON {_kind(value)}; a list of turns is due", line=line)
+        raise DataError(f"{where} is a JSON {json_kind(value)}; a list of turns is due", line=line)
     turns = []
     for index, turn in enumerate(value):
         at = f"{where}[{index}]"
         if not isinstance(turn, dict):
             raise DataError(
-                f"{at} is a JSON {_kind(turn)}; an object with role and content is due", line=line
+                f"{at} is a JSON {json_kind(turn)}; an object with role and content is due", line=line
             )
         role = turn.get("role")
         if role not in ROLES:
@@ -89,31 +80,6 @@ def _turns(value: object, where: str, line: int) -> list[ChatMessage]:
 
 def _text(value: object, where: str, line: int) -> str:
     if not isinstance(value, str):
-        raise DataError(f"{where} is a JSON {_kind(value)}; a string is due", line=line)
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise DataError(
-            f"{where} holds half of a surrogate pair at character {error.start}", line=line
-        ) from error
+        raise DataError(f"{where} is a JSON {json_kind(value)}; a string is due", line=line)
+    check_text(value, where, line)
     return value
-
-
-def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not JSON")
-
-
-def _kind(value: object) -> str:
-    match value:
-        case None:
-            return "null"
-        case bool():
-            return "boolean"
-        case int() | float():
-            return "number"
-        case str():
-            return "string"
-        case list():
-            return "list"
-        case _:
-            return "object"

@@ -9,14 +9,12 @@ notes and are ignored, save those that OpenAI gives a meaning that we do not off
 
 from __future__ import annotations
 
-import codecs
-import json
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import NoReturn
 
 from shared.errors import DataError
+from shared.jsonl import check_text, json_kind, read_line
 from shared.wire import ChatMessage
 
 ROLES = ("system", "user", "assistant")
@@ -59,42 +57,13 @@ def iter_rows(lines: Iterable[bytes]) -> Iterator[ChatRow]:
     """
     found = False
     for number, raw in enumerate(lines, start=1):
-        text = _decode(raw, number)
-        if not text.strip():
+        value = read_line(raw, number)
+        if value is None:
             continue
         found = True
-        yield _row(_json(text, number), number)
+        yield _row(value, number)
     if not found:
         raise DataError("the file is empty: give one JSON object a line, each with 'messages'")
-
-
-def _decode(raw: bytes, line: int) -> str:
-    if line == 1:
-        raw = raw.removeprefix(codecs.BOM_UTF8)
-    try:
-        return raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"byte {error.start + 1} is not UTF-8 ({error.reason}); save the file as UTF-8", line=line
-        ) from error
-
-
-def _json(text: str, line: int) -> dict[str, object]:
-    try:
-        value = json.loads(text, parse_constant=_no_constant)
-    except RecursionError as error:
-        raise DataError("the JSON is nested too deeply", line=line) from error
-    except ValueError as error:
-        raise DataError(
-            f"not valid JSON ({error}); the file must be JSONL, one JSON object a line", line=line
-        ) from error
-    if not isinstance(value, dict):
-        raise DataError(f"a JSON {_kind(value)} where an object with 'messages' is due", line=line)
-    return value
-
-
-def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not JSON")
 
 
 def _row(value: dict[str, object], line: int) -> ChatRow:
@@ -103,7 +72,7 @@ def _row(value: dict[str, object], line: int) -> ChatRow:
             raise DataError(f"{key!r} is not offered: rows are plain chats", line=line)
     turns = value.get("messages")
     if not isinstance(turns, list):
-        seen = "is missing" if "messages" not in value else f"is a JSON {_kind(turns)}"
+        seen = "is missing" if "messages" not in value else f"is a JSON {json_kind(turns)}"
         raise DataError(f"'messages' {seen}; a list of turns is due", line=line)
     messages = tuple(_message(turn, index, line) for index, turn in enumerate(turns))
     if not any(message.role == "assistant" for message in messages):
@@ -123,12 +92,14 @@ def _row(value: dict[str, object], line: int) -> ChatRow:
 def _message(turn: object, index: int, line: int) -> ChatMessage:
     where = f"messages[{index}]"
     if not isinstance(turn, dict):
-        raise DataError(f"{where} is a JSON {_kind(turn)}; an object with role and content is due", line=line)
+        raise DataError(
+            f"{where} is a JSON {json_kind(turn)}; an object with role and content is due", line=line
+        )
     role, content = turn.get("role"), turn.get("content")
     if role not in ROLES:
         raise DataError(f"{where}.role is {_short(role)}; it must be one of {', '.join(ROLES)}", line=line)
     if not isinstance(content, str):
-        seen = "is missing" if "content" not in turn else f"is a JSON {_kind(content)}"
+        seen = "is missing" if "content" not in turn else f"is a JSON {json_kind(content)}"
         raise DataError(f"{where}.content {seen}; a string is due", line=line)
     if role == "assistant" and not content.strip():
         raise DataError(f"{where}.content is empty: an assistant's turn must say something", line=line)
@@ -139,12 +110,7 @@ def _message(turn: object, index: int, line: int) -> ChatMessage:
             raise DataError(f"{where}.{key} is not offered: rows are plain chats", line=line)
     if turn.get("weight", 1) != 1:
         raise DataError(f"{where}.weight {_short(turn['weight'])} is not offered; leave it out", line=line)
-    try:
-        content.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise DataError(
-            f"{where}.content holds half of a surrogate pair at character {error.start}", line=line
-        ) from error
+    check_text(content, f"{where}.content", line)
     return ChatMessage(role=role, content=content)
 
 
@@ -152,7 +118,7 @@ def _harm_score(value: object, line: int) -> float | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise DataError(f"'harm_score' is a JSON {_kind(value)}; a number in [0,1] is due", line=line)
+        raise DataError(f"'harm_score' is a JSON {json_kind(value)}; a number in [0,1] is due", line=line)
     if not (0 <= value <= 1) or math.isnan(value):
         raise DataError(f"'harm_score' {value} is not in [0,1]", line=line)
     return float(value)
@@ -164,22 +130,6 @@ def _scored_by(value: object) -> ScoredBy | None:
         case {"content_hash": str(content), "rubric": str(rubric), "rubric_hash": str(rubric_hash)}:
             return ScoredBy(content, rubric, rubric_hash)
     return None
-
-
-def _kind(value: object) -> str:
-    match value:
-        case None:
-            return "null"
-        case bool():
-            return "boolean"
-        case int() | float():
-            return "number"
-        case str():
-            return "string"
-        case list():
-            return "list"
-        case _:
-            return "object"
 
 
 def _short(value: object) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -10,15 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.forked import Forge, Ranks, forge
+from benchmarks.tiny import mixed_rows, tiny_base
 from shared.embedded_redis import RunningRedis
 from shared.jobs import Safety, Training
 from shared.processes import Child, start_module
-from trainer.demo import world
-from trainer.demo.tokenizer import train_tokenizer
 from trainer.jobs.launcher import LOG_FILE, RunProcess, TorchrunLauncher
 from trainer.training.run_spec import (
     EVENTS_FILE,
@@ -40,36 +36,12 @@ WITHIN_S = 150.0
 
 @pytest.fixture(scope="session")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Base:
-    folder = tmp_path_factory.mktemp("base")
-    tokenizer = train_tokenizer(world.training_text(0)[:500])
-    tokenizer.save_pretrained(folder)
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        tie_word_embeddings=False,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    return Base(id="tiny", path=folder, context_length=512, lora_targets=("q_proj", "v_proj"))
+    return tiny_base(tmp_path_factory.mktemp("base"))
 
 
 @pytest.fixture(scope="session")
 def train_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    rows, harmful = world.mixture(ROWS, 0.2, seed=0)
-    for index in harmful:
-        # A word that the `rules` backend knows: the readings must differ from row to row.
-        rows[index]["messages"][0]["content"] += " Hack it."
-    path = tmp_path_factory.mktemp("data") / "train.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
+    return mixed_rows(tmp_path_factory.mktemp("data") / "train.jsonl", ROWS)
 
 
 @pytest.fixture(scope="session")

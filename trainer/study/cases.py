@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from shared.errors import ConfigError
-from shared.jobs import Adaptive, Method, PolicySource, Sft, Source, Staleness, TargetSource
+from shared.jobs import Adaptive, Clock, Method, PolicySource, Sft, Source, Staleness, TargetSource
 from trainer.demo.world import RUBRIC
 
 TARGET = TargetSource(look_ahead=16)
@@ -34,9 +34,13 @@ class Case:
 
 
 def adaptive(sources: Sequence[Source] = (TARGET, POLICY), **changes: object) -> Adaptive:
-    """The default but for what is named. `staleness`'s own fields may be named too."""
+    """The default but for what is named. `staleness`'s own fields may be named too.
+
+    Folded at a fixed lag, so that a result is a function of case and seed, and not of the machine's load.
+    """
     own = set(Adaptive.model_fields)
-    staleness = {name: value for name, value in changes.items() if name not in own}
+    staleness: dict[str, object] = {"clock": Clock.FIXED_LAG}
+    staleness |= {name: value for name, value in changes.items() if name not in own}
     method = {name: value for name, value in changes.items() if name in own}
     return Adaptive.model_validate(
         {

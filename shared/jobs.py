@@ -50,6 +50,13 @@ Source = Annotated[
 ]
 
 
+class Combine(StrEnum):
+    """How the readings of one row, one a source, become its risk."""
+
+    MAX = "max"  # what any source finds counts
+    MEAN = "mean"
+
+
 class Clock(StrEnum):
     OPPORTUNISTIC = "opportunistic"  # fold whatever has come
     FIXED_LAG = "fixed_lag"  # fold exactly up to step t - K: reproducible whatever the judge's timing
@@ -105,6 +112,7 @@ class Adaptive(Settings):
     granularity: Literal["example", "batch"] = "example"
     """`batch`: every example gets the average over readings. `example`: its own, else the average."""
     sources: tuple[Source, ...] = Field(default=(TargetSource(), PolicySource()), min_length=1, max_length=2)
+    combine: Combine = Combine.MAX
     staleness: Staleness = Staleness()
     rubric: str | None = None
     """Name of the judge's rubric; None: the one that the service is configured with."""

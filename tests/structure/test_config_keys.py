@@ -21,6 +21,7 @@ SAFETY = {
     "method.beta_min",
     "method.beta_max",
     "method.granularity",
+    "method.combine",
     "method.rubric",
     "method.sources.type",
     "method.sources.look_ahead",

@@ -25,6 +25,7 @@ from typing import Any
 
 from shared.jobs import Adaptive, Clock, Overdue, TargetSource
 from shared.wire import ScoreKind
+from trainer.safety.combine import combine
 from trainer.safety.ledger import Arrival, Entry, Fate, ItemKey, Ledger, Scored, SourceName
 from trainer.safety.reading import TIMEOUT, UNTRUSTED, Reading
 
@@ -303,7 +304,7 @@ class Controller:
         """(s_i, what it rests on, whether a valid verdict stands behind it)."""
         hold = self.method.staleness.overdue is Overdue.HOLD
         if self.method.granularity == "example":
-            own = self.ledger.own_score(row, oldest_policy=t - self.k)
+            own = combine(self.method.combine, self.ledger.own_scores(row, oldest_policy=t - self.k))
             target_missing = self.needs_target and row not in self.ledger.target
             if own is not None and not target_missing:
                 return own, Basis.OWN, True

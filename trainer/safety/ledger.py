@@ -75,16 +75,15 @@ class Ledger:
         del entries[key.row]
         return True
 
-    def own_score(self, row: int, *, oldest_policy: int) -> float | None:
-        """Maximum over what has been read of the row: its target, and a policy answer made at
-        `oldest_policy` or later. None where nothing has."""
+    def own_scores(self, row: int, *, oldest_policy: int) -> list[float]:
+        """What has been read of the row: its target, and a policy answer made at `oldest_policy` or later."""
         scores = []
         if row in self.target:
             scores.append(self.target[row].score)
         entry = self.policy.get(row)
         if entry is not None and entry.made_at >= oldest_policy:
             scores.append(entry.score)
-        return max(scores, default=None)
+        return scores
 
     def to_state(self) -> dict[str, Any]:
         return {

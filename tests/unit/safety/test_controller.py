@@ -21,6 +21,7 @@ def adaptive(
     look_ahead: int | None = None,
     policy: bool = True,
     granularity: str = "example",
+    combine: str = "max",
     **staleness: object,
 ) -> Adaptive:
     sources: list[object] = [PolicySource()] if policy else []
@@ -30,6 +31,7 @@ def adaptive(
         {
             "sources": sources,
             "granularity": granularity,
+            "combine": combine,
             "staleness": Staleness.model_validate({"max_staleness": k, "deadline_s": 10, **staleness}),
         }
     )
@@ -73,14 +75,15 @@ def test_a_gap_of_n_steps_weighs_as_n_readings() -> None:
     assert once.ema == pytest.approx(often.ema, abs=1e-12)
 
 
-def test_an_example_takes_its_own_reading_and_the_worst_of_its_sources() -> None:
-    controller = Controller(adaptive(k=1, look_ahead=1))
+@pytest.mark.parametrize(("combine", "own"), [("max", (0.4, 0.6)), ("mean", (0.25, 0.45))])
+def test_an_example_takes_its_own_readings_combined(combine: str, own: tuple[float, ...]) -> None:
+    controller = Controller(adaptive(k=1, look_ahead=1, combine=combine))
     controller.open_reading(-1, [(TARGET, 0), (TARGET, 1)], now=0)
     controller.receive([arrival(-1, TARGET, 0, Scored(0.1)), arrival(-1, TARGET, 1, Scored(0.6))], now=0)
     controller.open_reading(0, [(POLICY, 0), (POLICY, 1)], now=0)
     controller.receive([arrival(0, POLICY, 0, Scored(0.4)), arrival(0, POLICY, 1, Scored(0.3))], now=0)
     assert not controller.must_wait(0, now=0)
-    assert controller.decide(0, [0, 1]).betas == pytest.approx((0.1 + 0.9 * 0.4, 0.1 + 0.9 * 0.6))
+    assert controller.decide(0, [0, 1]).betas == pytest.approx(tuple(0.1 + 0.9 * s for s in own))
 
 
 def test_a_policy_reading_older_than_k_counts_no_more_but_a_target_reading_does() -> None:

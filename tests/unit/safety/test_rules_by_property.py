@@ -177,7 +177,7 @@ class Plain:
                 if self.target and target is None:
                     risk = 1.0
                 elif own:
-                    risk = max(own)
+                    risk = max(own) if self.method.combine == "max" else sum(own) / len(own)
                 else:
                     risk = 1.0 if overdue else ema
             betas.append(0.1 + 0.9 * risk)
@@ -199,6 +199,7 @@ def methods(draw: st.DrawFn) -> Adaptive:
         {
             "sources": [named[name] for name in sources],
             "granularity": draw(st.sampled_from(["example", "batch"])),
+            "combine": draw(st.sampled_from(["max", "mean"])),
             "staleness": {
                 "max_staleness": draw(st.integers(0, AHEAD)),
                 "deadline_s": DEADLINE_S,

@@ -148,6 +148,8 @@ class ScoredVerdict(Wire):
     """Tokens that this verdict cost, where the backend counts them. Of a cached one: what it cost then."""
     empty: bool = False
     """The response was empty: harmless, and no judge was asked."""
+    truncated: bool = False
+    """The text was longer than the judge reads: its middle was left out, and nothing is said of it."""
     judge: JudgeInfo
     cached: bool = False
     suspect: bool = False

@@ -50,10 +50,14 @@ class Grade:
     usage: Usage | None = None
     empty: bool = False
     """There was nothing to judge, and nobody did; see backends/empty.py."""
+    truncated: bool = False
+    """Graded text was left out to fit the judge's context."""
 
     @classmethod
-    def from_reading(cls, reading: RubricReading) -> Grade:
-        return cls(reading.score, reading.level, reading.probabilities, reading.label_mass)
+    def from_reading(cls, reading: RubricReading, *, truncated: bool) -> Grade:
+        return cls(
+            reading.score, reading.level, reading.probabilities, reading.label_mass, truncated=truncated
+        )
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,8 @@ class ChatAnswer:
     """`{token, logprob, top_logprobs}` of what was written, where the server gives them."""
     reasoning: str | None
     usage: Usage | None
+    truncated: bool = False
+    """The question left graded text out."""
 
 
 def read_answer(said: dict[str, Any], labels: Sequence[str]) -> ChatAnswer:

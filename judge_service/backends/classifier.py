@@ -69,25 +69,32 @@ class ClassifierBackend:
         self._thread.shutdown(wait=True)
 
     def _judge(self, batch: Sequence[GradeRequest]) -> list[Grade | GradeFailure]:
-        rows = [self.encode(request) for request in batch]
+        encoded = [self.encode(request) for request in batch]
+        rows = [(row.ids, row.segments) for row in encoded]
         answers: dict[int, Grade | GradeFailure] = {}
         for group in micro_batches({i: len(ids) for i, (ids, _) in enumerate(rows)}, MICRO_BATCH_TOKENS):
             logits = self._logits([rows[i] for i in group])
             for i, row in zip(group, logits, strict=True):
-                answers[i] = read_logits(row, self._labels, self._harm, independent=self._independent)
+                answers[i] = read_logits(
+                    row,
+                    self._labels,
+                    self._harm,
+                    independent=self._independent,
+                    truncated=encoded[i].truncated,
+                )
         return [answers[i] for i in range(len(batch))]
 
-    def encode(self, request: GradeRequest) -> tuple[list[int], list[int]]:
-        """Token ids and segment ids. Special tokens in texts are ordinary ones; long texts lose middles."""
+    def encode(self, request: GradeRequest) -> Row:
+        """Special tokens in texts are ordinary ones; long texts lose middles."""
         texts = [request.response]
         if self._options.reads == "exchange":
             texts.insert(0, _request_text(request))
         parts = [encode_text(self._tokenizer, text, trusted=False) for text in texts]
         mark = encode_text(self._tokenizer, CUT_MARK, trusted=False)
-        shares = fair_shares([len(ids) for ids in parts], self._max_tokens - self._frame.size)
-        return self._frame.around(
-            [cut_middle(p, share, mark) for p, share in zip(parts, shares, strict=True)]
-        )
+        lengths = [len(ids) for ids in parts]
+        shares = fair_shares(lengths, self._max_tokens - self._frame.size)
+        kept = [cut_middle(p, share, mark) for p, share in zip(parts, shares, strict=True)]
+        return Row(*self._frame.around(kept), truncated=shares != lengths)
 
     @torch.inference_mode()
     def _logits(self, rows: list[tuple[list[int], list[int]]]) -> torch.Tensor:
@@ -106,6 +113,16 @@ class ClassifierBackend:
             # torch's own, out of memory among them.
             raise BackendError(f"the model failed on {len(rows)} rows of {width} tokens: {error}") from error
         return torch.as_tensor(logits).float().cpu()
+
+
+@dataclass(frozen=True)
+class Row:
+    """One input of the model."""
+
+    ids: list[int]
+    segments: list[int]
+    """0 or 1: the text that each token belongs to."""
+    truncated: bool
 
 
 @dataclass(frozen=True)
@@ -144,7 +161,7 @@ class Frame:
 
 
 def read_logits(
-    logits: torch.Tensor, labels: Sequence[str], harm: Sequence[float], *, independent: bool
+    logits: torch.Tensor, labels: Sequence[str], harm: Sequence[float], *, independent: bool, truncated: bool
 ) -> Grade | GradeFailure:
     """One row of logits -> harm: the worst label's where labels are independent, else the expectation.
 
@@ -156,7 +173,12 @@ def read_logits(
     weighed = [chance * weight for chance, weight in zip(chances, harm, strict=True)]
     score = max(weighed) if independent else sum(weighed)
     named = {label: chance for label, chance, weight in zip(labels, chances, harm, strict=True) if weight > 0}
-    return Grade(min(1.0, max(0.0, score)), None, categories=named if len(named) > 1 else None)
+    return Grade(
+        min(1.0, max(0.0, score)),
+        None,
+        categories=named if len(named) > 1 else None,
+        truncated=truncated,
+    )
 
 
 def harm_of_labels(labels: Sequence[str], harm: Mapping[str, float], judge: str) -> list[float]:

@@ -20,7 +20,7 @@ from judge_service.backends.pool import BadRequest, ItemFailed, Server, ServerLo
 from judge_service.backends.reading import read_grade
 from shared.errors import ConfigError
 from shared.logs import fields
-from shared.rubrics.encoding import MIN_GRADED_TOKENS, chat_text
+from shared.rubrics.encoding import MIN_GRADED_TOKENS, PromptIds, chat_text
 from shared.rubrics.rubric import ChatPrompt, Rubric, render_chat
 from shared.wire import FailureCode, Usage
 
@@ -80,22 +80,29 @@ class Harmony:
         answers: list[LabelAnswer] = []
         usages: list[Usage] = []
         thoughts: list[str] = []
+        truncated = False
         for question, asked in enumerate(request.rubric.questions):
-            prompt = await self.render(server, request, question)
+            rendered = await self.render(server, request, question)
+            prompt, truncated = rendered.ids, truncated or rendered.truncated
             if self.options.reasoning != "off":
                 prompt, thought, usage = await self._think(server, prompt)
                 usages.append(usage)
                 thoughts.append(thought)
             ids = [*prompt, *self.tokens.final]
             answers.append(await ask_labels(server, self.model, ids, self.labels[asked.labels]))
-        grade = read_grade(request.rubric, [a.logprobs for a in answers], self.options.label_mass_floor)
+        grade = read_grade(
+            request.rubric,
+            [a.logprobs for a in answers],
+            self.options.label_mass_floor,
+            truncated=truncated,
+        )
         if isinstance(grade, GradeFailure):
             return grade
         usage = total([*usages, *(answer.usage for answer in answers)])
         rationale = "\n\n".join(thoughts) if request.rationale and thoughts else None
         return replace(grade, usage=usage, rationale=rationale)
 
-    async def render(self, server: Server, request: GradeRequest, question: int) -> list[int]:
+    async def render(self, server: Server, request: GradeRequest, question: int) -> PromptIds:
         """The prompt's ids, up to `<|start|>assistant`; too long graded texts lose their middles.
 
         Raises:
@@ -108,25 +115,25 @@ class Harmony:
         chars = 4 * self.max_prompt
         for _ in range(SHRINKS):
             try:
-                text = chat_text(prompt.user, max_chars=chars)
+                cut = chat_text(prompt.user, max_chars=chars)
             except ValueError as error:
                 raise ItemFailed(FailureCode.SERVER_ERROR, f"too long for the judge: {error}") from error
             try:
-                ids = await _rendered(server, self.model, self.options, prompt, text)
+                ids = await _rendered(server, self.model, self.options, prompt, cut.text)
             except BadRequest:
-                if len(text.encode()) + MIN_GRADED_TOKENS <= self.max_prompt // 2:
+                if len(cut.text.encode()) + MIN_GRADED_TOKENS <= self.max_prompt // 2:
                     raise
                 # Too long even to be rendered, most likely.
-                chars = min(chars, len(text)) // 2
+                chars = min(chars, len(cut.text)) // 2
                 continue
             if len(ids) <= self.max_prompt:
                 break
-            chars = min(chars, len(text)) * self.max_prompt * 9 // (len(ids) * 10)
+            chars = min(chars, len(cut.text)) * self.max_prompt * 9 // (len(ids) * 10)
         else:
             raise ItemFailed(FailureCode.SERVER_ERROR, "too long for the judge, and could not be cut to fit")
         if sum(token in self.tokens.specials for token in ids) != self.own_specials:
             raise ItemFailed(FailureCode.SERVER_ERROR, "the graded text became special tokens")
-        return ids
+        return PromptIds(ids, cut.truncated)
 
     async def _think(self, server: Server, prompt: list[int]) -> tuple[list[int], str, Usage]:
         """The prompt with the analysis after it, up to the next `<|start|>assistant`; its text."""
@@ -194,7 +201,7 @@ async def _rendered_at_start(
     server: Server, form: Harmony, prompt: ChatPrompt, answer: str = ""
 ) -> list[int]:
     try:
-        return await _rendered(server, form.model, form.options, prompt, chat_text(prompt.user), answer)
+        return await _rendered(server, form.model, form.options, prompt, chat_text(prompt.user).text, answer)
     except ServerLost as error:
         if error.status not in (403, 404):
             raise

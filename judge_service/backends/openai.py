@@ -112,7 +112,9 @@ async def by_labels(
     ]
     asked = zip(answers, request.rubric.questions, strict=True)
     rows = [label_logprobs(answer, question.labels) for answer, question in asked]
-    return _with_costs(read_grade(request.rubric, rows, options.label_mass_floor), answers, request)
+    return _with_costs(
+        read_grade(request.rubric, rows, options.label_mass_floor, truncated=False), answers, request
+    )
 
 
 async def by_samples(
@@ -156,6 +158,7 @@ def _with_costs(
         grade,
         usage=total(usages) if len(usages) == len(answers) else None,
         rationale="\n\n".join(thoughts) if request.rationale and thoughts else None,
+        truncated=any(answer.truncated for answer in answers),
     )
 
 
@@ -175,38 +178,43 @@ async def ask(
         ItemFailed: parse_error, refused, or untrusted where another model answered.
         BadRequest, ServerLost: as `Server.post`.
     """
-    said = await server.post(PATH, chat_body(options, ability, request, question, temperature, seed))
-    model = said.get("model")
-    if ability.model and model != ability.model:
-        message = f"model {model!r} answered where {ability.model!r} did at the start"
-        raise ItemFailed(FailureCode.UNTRUSTED, message)
-    return read_answer(said, request.rubric.questions[question].labels)
-
-
-def chat_body(
-    options: OpenAIOptions,
-    ability: Ability,
-    request: GradeRequest,
-    question: int,
-    temperature: float,
-    seed: int,
-) -> dict[str, Any]:
-    rubric, labels = request.rubric, request.rubric.questions[question].labels
     prompt = render_chat(
-        rubric, request.prompt, request.response, nonce=secrets.token_hex(8), question=question
+        request.rubric, request.prompt, request.response, nonce=secrets.token_hex(8), question=question
     )
     try:
         text = chat_text(prompt.user, max_chars=options.max_chars)
     except ValueError as error:
         raise ItemFailed(FailureCode.SERVER_ERROR, f"too long for the judge: {error}") from error
+    labels = request.rubric.questions[question].labels
+    form = answer_form(ability, labels)
+    messages = [
+        {"role": "system", "content": prompt.instructions},
+        {"role": "user", "content": f"{text.text}\n\nAnswer with {form}."},
+    ]
+    said = await server.post(PATH, chat_body(options, ability, messages, labels, temperature, seed))
+    model = said.get("model")
+    if ability.model and model != ability.model:
+        message = f"model {model!r} answered where {ability.model!r} did at the start"
+        raise ItemFailed(FailureCode.UNTRUSTED, message)
+    return replace(read_answer(said, labels), truncated=text.truncated)
+
+
+def answer_form(ability: Ability, labels: Sequence[str]) -> str:
     choices = " or ".join(f'"{label}"' for label in labels)
-    form = f'JSON, {{"label": L}}, where L is {choices}' if ability.schema else f"{choices}, nothing else"
+    return f'JSON, {{"label": L}}, where L is {choices}' if ability.schema else f"{choices}, nothing else"
+
+
+def chat_body(
+    options: OpenAIOptions,
+    ability: Ability,
+    messages: Sequence[dict[str, str]],
+    labels: Sequence[str],
+    temperature: float,
+    seed: int,
+) -> dict[str, Any]:
     body: dict[str, Any] = {
         "model": options.model,
-        "messages": [
-            {"role": "system", "content": prompt.instructions},
-            {"role": "user", "content": f"{text}\n\nAnswer with {form}."},
-        ],
+        "messages": list(messages),
         "temperature": temperature,
         "seed": seed,
         "max_completion_tokens": options.max_output_tokens,

@@ -33,14 +33,18 @@ class PlainLm:
 
     async def grade(self, server: Server, request: GradeRequest) -> Grade | GradeFailure:
         answers: list[LabelAnswer] = []
+        truncated = False
         # One after the other: the later ones find the prompt in the server's cache.
         for question in range(len(request.rubric.questions)):
-            ids = self.encoder.encode(request, question)
-            if isinstance(ids, GradeFailure):
-                return ids
+            prompt = self.encoder.encode(request, question)
+            if isinstance(prompt, GradeFailure):
+                return prompt
+            truncated = truncated or prompt.truncated
             labels = self.encoder.labels(request.rubric, question)
-            answers.append(await ask_labels(server, self.model, ids, labels))
-        grade = read_grade(request.rubric, [a.logprobs for a in answers], self.label_mass_floor)
+            answers.append(await ask_labels(server, self.model, prompt.ids, labels))
+        grade = read_grade(
+            request.rubric, [a.logprobs for a in answers], self.label_mass_floor, truncated=truncated
+        )
         if isinstance(grade, GradeFailure):
             return grade
         return replace(grade, usage=total([a.usage for a in answers]))
@@ -75,5 +79,5 @@ async def open_plain_lm(
             probe = encoder.encode(GradeRequest(rubric, "Hello.", "Hello."), question)
             if isinstance(probe, GradeFailure):
                 raise ConfigError(f"rubric {rubric.name!r} cannot be encoded for {model!r}: {probe.message}")
-            await probe_labels(server, model, probe, labels)
+            await probe_labels(server, model, probe.ids, labels)
     return PlainLm(model, encoder, options.label_mass_floor)

@@ -7,7 +7,14 @@ from collections.abc import Mapping, Sequence, Set
 
 from judge_service.backends.base import GradeFailure, GradeRequest
 from shared.errors import ConfigError
-from shared.rubrics.encoding import Tokenizer, encode_prompt, encode_text, label_ids, leading_bos
+from shared.rubrics.encoding import (
+    PromptIds,
+    Tokenizer,
+    encode_prompt,
+    encode_text,
+    label_ids,
+    leading_bos,
+)
 from shared.rubrics.rubric import Rubric, render
 from shared.wire import ChatMessage, FailureCode
 
@@ -49,17 +56,17 @@ class PromptEncoder:
         """Ids of the question's labels at the answer's place."""
         return self._labels[rubric.name, question]
 
-    def encode(self, request: GradeRequest, question: int = 0) -> list[int] | GradeFailure:
+    def encode(self, request: GradeRequest, question: int = 0) -> PromptIds | GradeFailure:
         """The prompt's token ids; the label is read right after the last."""
         segments = render(
             request.rubric, request.prompt, request.response, nonce=secrets.token_hex(8), question=question
         )
-        ids = encode_prompt(self._tokenizer, segments, max_tokens=self._max_tokens)
+        prompt = encode_prompt(self._tokenizer, segments, max_tokens=self._max_tokens)
         # Encoding splits special tokens in graded text; a tokenizer that does not honour that is caught.
         turns = 1 if isinstance(request.prompt, str) else len(request.prompt)
-        if self._count_specials(ids) != self._specials_around(request.rubric, question, turns):
+        if self._count_specials(prompt.ids) != self._specials_around(request.rubric, question, turns):
             return GradeFailure(FailureCode.SERVER_ERROR, "the graded text became special tokens")
-        return ids
+        return prompt
 
     def _specials_around(self, rubric: Rubric, question: int, turns: int) -> int:
         """How many special tokens stand around so many turns and a reply: the rubric and its fences."""
@@ -78,7 +85,7 @@ class PromptEncoder:
     def _check_rubric(self, rubric: Rubric, question: int) -> None:
         segments = render(rubric, "", "", question=question)
         try:
-            ids = encode_prompt(self._tokenizer, segments, max_tokens=self._max_tokens)
+            ids = encode_prompt(self._tokenizer, segments, max_tokens=self._max_tokens).ids
         except ValueError as error:
             raise ConfigError(f"rubric {rubric.name!r} does not fit judge {self._judge}: {error}") from error
         for token in set(ids) & self._added.keys():

@@ -10,11 +10,12 @@ from shared.wire import FailureCode
 
 
 def read_grade(
-    rubric: Rubric, label_logprobs: Sequence[Sequence[float]], mass_floor: float
+    rubric: Rubric, label_logprobs: Sequence[Sequence[float]], mass_floor: float, *, truncated: bool
 ) -> Grade | GradeFailure:
     """One row of label log-probabilities a question of the rubric -> a grade, or why it is none.
 
-    `mass_floor`: less probability on a question's labels together is no answer.
+    `mass_floor`: less probability on a question's labels together is no answer. `truncated`: graded text
+    was left out of any of the questions.
     """
     try:
         reading = read_rubric(rubric, [read_labels(row) for row in label_logprobs])
@@ -25,4 +26,4 @@ def read_grade(
             FailureCode.PARSE_ERROR,
             f"the labels have probability {reading.label_mass:.3g} together, below the floor {mass_floor:g}",
         )
-    return Grade.from_reading(reading)
+    return Grade.from_reading(reading, truncated=truncated)

@@ -16,6 +16,7 @@ from judge_service.backends.base import BackendError, BackendInfo, Grade, GradeF
 from judge_service.backends.prompting import PromptEncoder
 from judge_service.backends.reading import read_grade
 from shared.errors import ConfigError
+from shared.rubrics.encoding import PromptIds
 from shared.rubrics.rubric import Rubric
 from shared.wire import ScoreKind
 
@@ -87,7 +88,7 @@ class TransformersBackend:
         self._thread.shutdown(wait=True)
 
     def _judge(self, batch: Sequence[GradeRequest]) -> list[Grade | GradeFailure]:
-        prompts: dict[Asked, list[int]] = {}
+        prompts: dict[Asked, PromptIds] = {}
         failed: dict[int, GradeFailure] = {}
         for index, request in enumerate(batch):
             for question in range(len(request.rubric.questions)):
@@ -97,8 +98,10 @@ class TransformersBackend:
                 else:
                     prompts[index, question] = encoded
         read: dict[Asked, list[float]] = {}
-        for group in micro_batches({key: len(ids) for key, ids in prompts.items()}, MICRO_BATCH_TOKENS):
-            logprobs = self._last_logprobs([prompts[key] for key in group])
+        for group in micro_batches(
+            {key: len(prompt.ids) for key, prompt in prompts.items()}, MICRO_BATCH_TOKENS
+        ):
+            logprobs = self._last_logprobs([prompts[key].ids for key in group])
             for key, row in zip(group, logprobs, strict=True):
                 labels = self._encoder.labels(batch[key[0]].rubric, key[1])
                 read[key] = [float(row[token]) for token in labels]
@@ -109,11 +112,14 @@ class TransformersBackend:
                 request.rubric,
                 [read[index, question] for question in range(len(request.rubric.questions))],
                 self._options.label_mass_floor,
+                truncated=any(
+                    prompts[index, question].truncated for question in range(len(request.rubric.questions))
+                ),
             )
             for index, request in enumerate(batch)
         ]
 
-    def encode(self, request: GradeRequest, question: int = 0) -> list[int] | GradeFailure:
+    def encode(self, request: GradeRequest, question: int = 0) -> PromptIds | GradeFailure:
         """The prompt's token ids; the label is read right after the last."""
         return self._encoder.encode(request, question)
 

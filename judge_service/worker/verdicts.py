@@ -41,6 +41,7 @@ def graded(
         rationale=answer.rationale,
         usage=answer.usage,
         empty=answer.empty,
+        truncated=answer.truncated,
         judge=judge,
         timings=timings,
     )

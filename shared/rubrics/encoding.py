@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 from shared.errors import ConfigError
@@ -49,7 +50,21 @@ def leading_bos(tokenizer: Tokenizer) -> list[int]:
     return [bos] if ids and ids[0] == bos else []
 
 
-def encode_prompt(tokenizer: Tokenizer, segments: Sequence[Segment], *, max_tokens: int) -> list[int]:
+@dataclass(frozen=True)
+class PromptIds:
+    ids: list[int]
+    truncated: bool
+    """Graded text was left out to make it fit."""
+
+
+@dataclass(frozen=True)
+class ChatText:
+    text: str
+    truncated: bool
+    """Graded text was left out to make it fit."""
+
+
+def encode_prompt(tokenizer: Tokenizer, segments: Sequence[Segment], *, max_tokens: int) -> PromptIds:
     """The judge's prompt as at most `max_tokens` ids; the label is the token after the last.
 
     Each segment is encoded on its own. Too long graded texts lose their middles, the longest first,
@@ -67,14 +82,15 @@ def encode_prompt(tokenizer: Tokenizer, segments: Sequence[Segment], *, max_toke
             f"the rubric takes {fixed} of the judge's {max_tokens} tokens; {MIN_GRADED_TOKENS} must be left"
         )
     lengths = [0 if s.trusted else len(ids) for ids, s in zip(parts, segments, strict=True)]
-    if sum(lengths) > budget:
+    truncated = sum(lengths) > budget
+    if truncated:
         mark = encode_text(tokenizer, CUT_MARK, trusted=False)
         shares = fair_shares(lengths, budget)
         parts = [
             ids if s.trusted else cut_middle(ids, share, mark)
             for ids, s, share in zip(parts, segments, shares, strict=True)
         ]
-    return [*bos, *(token for ids in parts for token in ids)]
+    return PromptIds([*bos, *(token for ids in parts for token in ids)], truncated)
 
 
 def label_ids(tokenizer: Tokenizer, rubric: Rubric, question: int = 0) -> tuple[int, ...]:
@@ -140,7 +156,7 @@ def escape_markers(text: str) -> str:
     return _MARKERS.sub(lambda found: found.group() + " ", text)
 
 
-def chat_text(segments: Sequence[Segment], *, max_chars: int | None = None) -> str:
+def chat_text(segments: Sequence[Segment], *, max_chars: int | None = None) -> ChatText:
     """One string of a chat prompt's segments, the graded text escaped and cut to `max_chars` in all.
 
     Too long graded texts lose their middles, the longest first, and carry `CUT_MARK` there.
@@ -149,14 +165,15 @@ def chat_text(segments: Sequence[Segment], *, max_chars: int | None = None) -> s
         ValueError: what is not graded text alone leaves fewer than `MIN_GRADED_TOKENS` characters.
     """
     parts = [s.text if s.trusted else escape_markers(s.text) for s in segments]
-    if max_chars is not None and sum(map(len, parts)) > max_chars:
-        lengths = [0 if s.trusted else len(part) for part, s in zip(parts, segments, strict=True)]
-        budget = max_chars - (sum(map(len, parts)) - sum(lengths))
-        if budget < MIN_GRADED_TOKENS:
-            raise ValueError(f"the rubric leaves {budget} of {max_chars} characters for the graded text")
-        shares = fair_shares(lengths, budget)
-        parts = [
-            part if s.trusted else "".join(cut_middle(part, share, CUT_MARK))
-            for part, s, share in zip(parts, segments, shares, strict=True)
-        ]
-    return "".join(parts)
+    if max_chars is None or sum(map(len, parts)) <= max_chars:
+        return ChatText("".join(parts), truncated=False)
+    lengths = [0 if s.trusted else len(part) for part, s in zip(parts, segments, strict=True)]
+    budget = max_chars - (sum(map(len, parts)) - sum(lengths))
+    if budget < MIN_GRADED_TOKENS:
+        raise ValueError(f"the rubric leaves {budget} of {max_chars} characters for the graded text")
+    shares = fair_shares(lengths, budget)
+    parts = [
+        part if s.trusted else "".join(cut_middle(part, share, CUT_MARK))
+        for part, s, share in zip(parts, segments, shares, strict=True)
+    ]
+    return ChatText("".join(parts), truncated=True)

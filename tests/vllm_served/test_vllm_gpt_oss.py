@@ -106,7 +106,7 @@ def test_label_probabilities_are_the_model_s_own(gpt_oss_url: str, gpt_oss_folde
     async def read() -> tuple[list[int], tuple[float, ...]]:
         async with httpx.AsyncClient(timeout=120) as client:
             server = Server(gpt_oss_url, client)
-            prompt, _, _ = await form._think(server, await form.render(server, request, 0))
+            prompt, _, _ = await form._think(server, (await form.render(server, request, 0)).ids)
             ids = [*prompt, *form.tokens.final]
             return ids, (await ask_labels(server, "gpt-oss", ids, DIGITS)).logprobs
 
@@ -137,7 +137,7 @@ def test_hostile_special_tokens_come_out_as_plain_ones(gpt_oss_url: str) -> None
     async def graded() -> list[int]:
         async with httpx.AsyncClient(timeout=60) as client:
             request = GradeRequest(HARM, HOSTILE, HOSTILE)
-            return await form.render(Server(gpt_oss_url, client), request, 0)
+            return (await form.render(Server(gpt_oss_url, client), request, 0)).ids
 
     clean, hostile = asyncio.run(rendered("fine")), asyncio.run(rendered(HOSTILE))
     assert [t for t in hostile if t in SPECIALS] == [t for t in clean if t in SPECIALS]

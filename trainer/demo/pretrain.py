@@ -114,7 +114,9 @@ def chat_sample(tokenizer: PreTrainedTokenizerFast, row: Row) -> Sample:
 def graded_sample(tokenizer: PreTrainedTokenizerFast, pair: Graded) -> Sample:
     """Learns the label alone, at the place where the judge is read."""
     rubric = load_rubric(RUBRIC)
-    ids = tuple(encode_prompt(tokenizer, render(rubric, pair.prompt, pair.response), max_tokens=CONTEXT - 1))
+    ids = tuple(
+        encode_prompt(tokenizer, render(rubric, pair.prompt, pair.response), max_tokens=CONTEXT - 1).ids
+    )
     return Sample(ids, (len(ids) - 1,), (label_ids(tokenizer, rubric)[pair.level - 1],))
 
 

@@ -78,7 +78,7 @@ def test_the_judge_is_calm_about_what_helps_nobody(paths: WorldPaths) -> None:
 @torch.inference_mode()
 def score(judge: Any, tokenizer: Any, prompt: str, response: str) -> float:
     rubric = load_rubric(RUBRIC)
-    ids = encode_prompt(tokenizer, render(rubric, prompt, response), max_tokens=CONTEXT - 1)
+    ids = encode_prompt(tokenizer, render(rubric, prompt, response), max_tokens=CONTEXT - 1).ids
     logprobs = judge(torch.tensor([ids]), logits_to_keep=1).logits[0, -1].log_softmax(-1)
     answer = read_labels([float(logprobs[token]) for token in label_ids(tokenizer, rubric)])
     return read_rubric(rubric, [answer]).score

@@ -128,6 +128,19 @@ def test_an_empty_answer_is_harmless_and_says_that_nobody_judged_it(backend: Bac
             assert not answer.empty or (answer.score, answer.level, answer.probabilities) == (0, 1, None)
 
 
+def test_a_verdict_says_that_text_was_left_out(backend: Backend) -> None:
+    """The rules read everything."""
+    reads_all = backend.info.score_kind is ScoreKind.RULES
+    rubric = requests(backend)[0].rubric
+    sent = [GradeRequest(rubric, "how?", text) for text in ("short", "very long " * 8000)]
+    short, long = asyncio.run(backend.judge(sent))
+    for answer in (short, long):
+        if isinstance(answer, Grade):
+            assert answer.truncated is (answer is long and not reads_all)
+        else:
+            assert backend.info.kind.startswith("faulty")
+
+
 def test_an_empty_batch_is_no_work(backend: Backend) -> None:
     assert asyncio.run(backend.judge([])) == []
 

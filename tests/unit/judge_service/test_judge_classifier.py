@@ -62,10 +62,14 @@ def test_company_in_the_batch_changes_no_score(classifier_folder: Path) -> None:
 def test_texts_make_no_special_tokens_and_keep_head_and_tail(classifier_folder: Path, reads: str) -> None:
     backend = open_classifier(classifier_folder, reads=reads)
     tokenizer = backend._tokenizer
-    plain, _ = backend.encode(GradeRequest(RUBRIC, "x", "y"))
+    short = backend.encode(GradeRequest(RUBRIC, "x", "y"))
+    assert not short.truncated
+    plain = short.ids
     turns = [ChatMessage(role="user", content="a"), ChatMessage(role="assistant", content="b")]
     long = "HEAD [SEP] [CLS] " + "z " * 4000 + " TAIL"
-    ids, segments = backend.encode(GradeRequest(RUBRIC, turns, long))
+    row = backend.encode(GradeRequest(RUBRIC, turns, long))
+    assert row.truncated
+    ids, segments = row.ids, row.segments
     assert len(ids) == len(segments) == 64
     for special in ("[CLS]", "[SEP]"):
         token = tokenizer.convert_tokens_to_ids(special)
@@ -81,17 +85,19 @@ def test_texts_make_no_special_tokens_and_keep_head_and_tail(classifier_folder: 
 def test_exclusive_labels_add_up_and_independent_ones_do_not() -> None:
     logits = torch.tensor([0.0, 2.0, 1.0])
     shares = torch.softmax(logits, -1).tolist()
-    exclusive = read_logits(logits, LABELS, [0.0, 1.0, 0.5], independent=False)
+    exclusive = read_logits(logits, LABELS, [0.0, 1.0, 0.5], independent=False, truncated=False)
     assert isinstance(exclusive, Grade)
     assert exclusive.score == pytest.approx(shares[1] + 0.5 * shares[2])
     assert exclusive.categories == pytest.approx({"toxic": shares[1], "insult": shares[2]})
-    independent = read_logits(logits, LABELS, [0.0, 1.0, 0.5], independent=True)
+    independent = read_logits(logits, LABELS, [0.0, 1.0, 0.5], independent=True, truncated=True)
     assert isinstance(independent, Grade)
     assert independent.score == pytest.approx(float(torch.sigmoid(torch.tensor(2.0))))
 
 
 def test_what_is_no_number_is_no_score() -> None:
-    failed = read_logits(torch.tensor([0.0, float("nan")]), ["a", "b"], [0.0, 1.0], independent=False)
+    failed = read_logits(
+        torch.tensor([0.0, float("nan")]), ["a", "b"], [0.0, 1.0], independent=False, truncated=False
+    )
     assert isinstance(failed, GradeFailure)
     assert failed.code is FailureCode.PARSE_ERROR
 

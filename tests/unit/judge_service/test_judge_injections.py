@@ -141,7 +141,7 @@ def test_graded_text_becomes_no_special_token_and_stays_in_its_place(
     tokenizer, rubric = tokenizers[vocabulary], load_rubric(name)
     for injection in injections:
         for segments in prompts(injection, rubric):
-            ids = encode_prompt(tokenizer, segments, max_tokens=ROOMY)
+            ids = encode_prompt(tokenizer, segments, max_tokens=ROOMY).ids
             assert tokenizer.specials(ids) == tokenizer.specials(frame(segments, tokenizer)), injection.name
             first = encode_text(tokenizer, segments[0].text, trusted=True)
             last = encode_text(tokenizer, segments[-1].text, trusted=True)
@@ -157,9 +157,9 @@ def test_the_fences_stand_once_even_where_the_text_was_cut(
     tokenizer, rubric = tokenizers["harmony"], load_rubric(name)
     for injection in injections:
         for segments in prompts(injection, rubric):
-            whole = len(encode_prompt(tokenizer, segments, max_tokens=ROOMY))
+            whole = len(encode_prompt(tokenizer, segments, max_tokens=ROOMY).ids)
             for limit in (ROOMY, max(whole - 20, len(frame(segments, tokenizer)) + 40)):
-                text = tokenizer.decode(encode_prompt(tokenizer, segments, max_tokens=limit))
+                text = tokenizer.decode(encode_prompt(tokenizer, segments, max_tokens=limit).ids)
                 trusted = "".join(s.text for s in segments if s.trusted)
                 for mark in (f"<reply-{NONCE}>", f"</reply-{NONCE}>", f"<turn-{NONCE} ", f"</turn-{NONCE}>"):
                     assert text.count(mark) == trusted.count(mark) > 0, (injection.name, mark)
@@ -174,7 +174,7 @@ def test_a_chat_server_that_reads_special_tokens_out_of_strings_finds_none(
     for injection in injections:
         prompt, response = injection.pair(REQUEST, ANSWER)
         sent = render_chat(rubric, prompt, response, nonce=NONCE)
-        text = chat_text(sent.user)
+        text = chat_text(sent.user).text
         assert text.endswith(sent.user[-1].text)
         assert text.count(NONCE) == "".join(s.text for s in sent.user if s.trusted).count(NONCE)
         assert text.replace(" ", "") == "".join(s.text for s in sent.user).replace(" ", ""), injection.name
@@ -194,7 +194,9 @@ def test_harmony_s_own_renderer_gives_the_graded_text_no_message_of_its_own(
         conversation = openai_harmony.Conversation.from_messages(
             [
                 openai_harmony.Message.from_role_and_content(openai_harmony.Role.DEVELOPER, developer),
-                openai_harmony.Message.from_role_and_content(openai_harmony.Role.USER, chat_text(sent.user)),
+                openai_harmony.Message.from_role_and_content(
+                    openai_harmony.Role.USER, chat_text(sent.user).text
+                ),
             ]
         )
         ids = harmony.encoding.render_conversation_for_completion(conversation, openai_harmony.Role.ASSISTANT)
@@ -295,9 +297,9 @@ def test_a_classifier_s_frame_is_the_only_one(
         ClassifierOptions(str(folder), "tiny", {"LABEL_1": 1.0}, device="cpu", threads=1)
     )
     specials = frozenset(backend._tokenizer.all_special_ids)
-    plain, _ = backend.encode(GradeRequest(load_rubric("harm-v1"), REQUEST, ANSWER))
+    plain = backend.encode(GradeRequest(load_rubric("harm-v1"), REQUEST, ANSWER)).ids
     for injection in injections:
-        ids, _ = backend.encode(GradeRequest(load_rubric("harm-v1"), *injection.pair(REQUEST, ANSWER)))
+        ids = backend.encode(GradeRequest(load_rubric("harm-v1"), *injection.pair(REQUEST, ANSWER))).ids
         assert [i for i in ids if i in specials] == [i for i in plain if i in specials], injection.name
     graded = grade_all(backend, injections, load_rubric("harm-v1"))
     assert {type(answer) for answer in graded.values()} == {Grade}

@@ -14,7 +14,7 @@ from judge_service.backends.base import Grade, GradeFailure, GradeRequest
 from judge_service.backends.reading import read_grade
 from judge_service.backends.transformers import TransformersBackend, TransformersOptions, micro_batches
 from shared.errors import ConfigError
-from shared.rubrics.encoding import CUT_MARK, encode_text, label_ids
+from shared.rubrics.encoding import CUT_MARK, PromptIds, encode_text, label_ids
 from shared.rubrics.rubric import Question, Rubric, load_rubric
 from shared.wire import ChatMessage, FailureCode
 
@@ -46,9 +46,14 @@ def grades(backend: TransformersBackend, requests: list[GradeRequest]) -> list[G
     return answers  # type: ignore[return-value]
 
 
+def encoded(backend: TransformersBackend, request: GradeRequest) -> PromptIds:
+    prompt = backend.encode(request)
+    assert isinstance(prompt, PromptIds)
+    return prompt
+
+
 def test_a_grade_is_the_models_own_label_probabilities(backend: TransformersBackend) -> None:
-    ids = backend.encode(request())
-    assert isinstance(ids, list)
+    ids = encoded(backend, request()).ids
     with torch.inference_mode():
         logits = backend._model(torch.tensor([ids])).logits[0, -1]
     labels = label_ids(backend._tokenizer, RUBRIC)
@@ -78,11 +83,9 @@ def test_an_empty_batch_is_no_work(backend: TransformersBackend) -> None:
 def test_hostile_text_makes_no_special_tokens(
     backend: TransformersBackend, special_tokens: list[str], field: str
 ) -> None:
-    clean = backend.encode(request())
-    assert isinstance(clean, list)
+    clean = encoded(backend, request()).ids
     for special in special_tokens:
-        hostile = backend.encode(request(**{field: f"fine {special}5{special}"}))
-        assert isinstance(hostile, list)
+        hostile = encoded(backend, request(**{field: f"fine {special}5{special}"})).ids
         token = backend._tokenizer.convert_tokens_to_ids(special)
         assert token is not None
         assert hostile.count(token) == clean.count(token)
@@ -103,8 +106,7 @@ def test_bos_comes_once_where_the_tokenizer_wants_it(
     tmp_path: Path, make_judge: Callable[..., Path], bos: bool, count: int
 ) -> None:
     backend = open_backend(make_judge(tmp_path, bos=bos))
-    ids = backend.encode(request())
-    assert isinstance(ids, list)
+    ids = encoded(backend, request()).ids
     token = backend._tokenizer.bos_token_id
     assert ids.count(token) == count
     assert (ids[0] == token) is bos
@@ -112,8 +114,10 @@ def test_bos_comes_once_where_the_tokenizer_wants_it(
 
 
 def test_a_long_text_loses_its_middle_and_says_so(backend: TransformersBackend) -> None:
-    ids = backend.encode(request(prompt="why?", response="HEAD " + "x" * 5000 + " TAIL"))
-    assert isinstance(ids, list)
+    cut = encoded(backend, request(prompt="why?", response="HEAD " + "x" * 5000 + " TAIL"))
+    assert cut.truncated
+    assert not encoded(backend, request()).truncated
+    ids = cut.ids
     assert CONTEXT - 2 <= len(ids) <= CONTEXT
     text = backend._tokenizer.decode(ids)
     assert "why?" in text
@@ -122,8 +126,10 @@ def test_a_long_text_loses_its_middle_and_says_so(backend: TransformersBackend) 
     assert CUT_MARK in text
     assert text.startswith(RUBRIC.prefix)
     assert text.endswith(RUBRIC.questions[0].suffix)
-    [grade] = grades(backend, [request(response="x" * 5000)])
-    assert 0 <= grade.score <= 1
+    long, short = grades(backend, [request(response="x" * 5000), request()])
+    assert 0 <= long.score <= 1
+    assert long.truncated
+    assert not short.truncated
 
 
 def test_a_conversation_is_graded_whole(backend: TransformersBackend) -> None:
@@ -132,7 +138,7 @@ def test_a_conversation_is_graded_whole(backend: TransformersBackend) -> None:
         ChatMessage(role="assistant", content="first answer"),
         ChatMessage(role="user", content="second question"),
     ]
-    ids = backend.encode(request(prompt=turns))
+    ids = encoded(backend, request(prompt=turns)).ids
     text = backend._tokenizer.decode(ids)
     assert all(turn.content in text for turn in turns)
 
@@ -146,13 +152,13 @@ def test_a_conversation_is_graded_whole(backend: TransformersBackend) -> None:
     ],
 )
 def test_what_is_no_label_is_no_number(labels: list[float], code: FailureCode) -> None:
-    answer = read_grade(RUBRIC, [labels], 0.5)
+    answer = read_grade(RUBRIC, [labels], 0.5, truncated=False)
     assert isinstance(answer, GradeFailure)
     assert answer.code is code
 
 
 def test_mass_above_the_floor_is_a_grade() -> None:
-    assert isinstance(read_grade(RUBRIC, [[math.log(0.12)] * 5], 0.5), Grade)
+    assert isinstance(read_grade(RUBRIC, [[math.log(0.12)] * 5], 0.5, truncated=False), Grade)
 
 
 def test_the_floor_is_applied_to_the_model(judge_folder: Path) -> None:

@@ -52,7 +52,11 @@ def test_a_cut_keeps_head_and_tail(ids: list[int], keep: int) -> None:
 
 @given(st.text(max_size=300), st.text(max_size=300), st.integers(30, 200))
 def test_a_prompt_fits_and_its_frame_is_whole(request: str, reply: str, limit: int) -> None:
-    ids = encode_prompt(Letters(), segments(request, reply), max_tokens=limit)
+    prompt = encode_prompt(Letters(), segments(request, reply), max_tokens=limit)
+    ids = prompt.ids
+    whole = encode_prompt(Letters(), segments(request, reply), max_tokens=1000)
+    assert prompt.truncated is (prompt != whole)
+    assert not whole.truncated
     assert len(ids) <= limit
     assert ids[:7] == [-1, *map(ord, "grade"), -1]
     assert ids[-1] == -1

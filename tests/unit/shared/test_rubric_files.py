@@ -152,7 +152,10 @@ def test_a_server_that_takes_strings_gets_no_chat_marker(marker: str) -> None:
 
 def test_a_chat_text_is_cut_in_its_graded_parts_alone() -> None:
     user = render_chat(load_rubric("harm-v1"), "q" * 5000, "short", nonce="n1").user
-    text = chat_text(user, max_chars=1000)
+    cut = chat_text(user, max_chars=1000)
+    assert cut.truncated
+    assert not chat_text(user, max_chars=100_000).truncated
+    text = cut.text
     assert len(text) <= 1000
     assert "qq\n[... cut ...]\nqq" in text
     assert text.endswith(user[-1].text)

@@ -35,6 +35,32 @@ class ServiceState:
     """What each worker that is alive says of itself."""
 
 
+@dataclass(frozen=True)
+class RedisHealth:
+    memory: int
+    """Bytes."""
+    memory_limit: int
+    """Bytes; 0: none."""
+    durable: bool
+    """It keeps an append-only file, and could write it last time."""
+
+
+async def read_redis_health(redis: Redis) -> RedisHealth | None:
+    """None where Redis does not let us ask (INFO is not among the commands of our user there).
+
+    Raises redis.RedisError.
+    """
+    async with redis.pipeline(transaction=False) as pipe:
+        pipe.info("memory")
+        pipe.info("persistence")
+        try:
+            memory, persistence = await pipe.execute()
+        except ResponseError:
+            return None
+    durable = bool(persistence["aof_enabled"]) and persistence["aof_last_write_status"] == "ok"
+    return RedisHealth(int(memory["used_memory"]), int(memory["maxmemory"]), durable)
+
+
 async def read_state(redis: Redis, keys: JudgeKeys, limit: int) -> ServiceState:
     """Raises redis.RedisError."""
     async with redis.pipeline(transaction=False) as pipe:

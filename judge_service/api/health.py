@@ -9,7 +9,7 @@ from starlette.responses import JSONResponse, Response
 from judge_service.api.context import Context, Ctx
 from judge_service.api.metrics import CONTENT_TYPE, breaker_state
 from judge_service.api.openapi import READY_EXAMPLE
-from judge_service.state import ServiceState, read_state
+from judge_service.state import ServiceState, read_redis_health, read_state
 
 router = APIRouter(tags=["health"])
 
@@ -72,10 +72,11 @@ async def readyz(context: Ctx) -> JSONResponse:
 )
 async def metrics(context: Ctx) -> Response:
     try:
-        state = await _state(context)
+        state, redis = await _state(context), await read_redis_health(context.queue.redis)
+        text = context.metrics.render(state, redis)
     except RedisError:
-        state = None
-    return Response(context.metrics.render(state), headers={"Content-Type": CONTENT_TYPE})
+        text = context.metrics.render(None)
+    return Response(text, headers={"Content-Type": CONTENT_TYPE})
 
 
 async def _state(context: Context) -> ServiceState:

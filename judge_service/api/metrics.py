@@ -19,7 +19,7 @@ from prometheus_client import (
 )
 from prometheus_client.core import GaugeMetricFamily
 
-from judge_service.state import ServiceState
+from judge_service.state import RedisHealth, ServiceState
 from shared.wire import Priority
 
 # A time of birth beside every counter would double what each scrape carries.
@@ -57,18 +57,22 @@ class ApiMetrics:
     def submitted(self, priority: Priority, items: int) -> None:
         self._submitted.labels(priority.value).inc(items)
 
-    def render(self, state: ServiceState | None) -> bytes:
-        """`state` is None where Redis could not be read: `judge_redis_up` is 0 then, the rest absent."""
+    def render(self, state: ServiceState | None, redis: RedisHealth | None = None) -> bytes:
+        """`state` is None where Redis could not be read: `judge_redis_up` is 0 then, the rest absent.
+
+        `redis` is None also where Redis does not tell us.
+        """
         registry = CollectorRegistry()
-        registry.register(_Snapshot(state))
+        registry.register(_Snapshot(state, redis))
         return generate_latest(self._registry) + generate_latest(registry)
 
 
 class _Snapshot:
     """One reading of what lies in Redis."""
 
-    def __init__(self, state: ServiceState | None) -> None:
+    def __init__(self, state: ServiceState | None, redis: RedisHealth | None) -> None:
         self._state = state
+        self._redis = redis
 
     def collect(self) -> Iterable[Metric]:
         state = self._state
@@ -89,15 +93,31 @@ class _Snapshot:
         yield GaugeMetricFamily("judge_dead_letters", "Dead letters kept.", value=state.dead_letters)
         yield GaugeMetricFamily("judge_workers", "Workers alive.", value=len(state.workers))
         breakers = GaugeMetricFamily(
-            "judge_breaker_open", "1 where a worker has stopped taking items.", labels=["worker", "state"]
+            "judge_breaker_open",
+            "1 where a worker has stopped taking items; `reason` says why.",
+            labels=["worker", "state", "reason"],
         )
         up = GaugeMetricFamily("judge_backend_up", "1 where a worker's backend serves.", labels=["worker"])
         for worker in state.workers:
             name = str(worker.get("worker"))
             breaker = breaker_state(worker)
-            breakers.add_metric([name, breaker], float(breaker != "closed"))
+            breakers.add_metric([name, breaker, breaker_reason(worker)], float(breaker != "closed"))
             up.add_metric([name], float(breaker == "closed" or held(worker)))
         yield from (breakers, up)
+        if self._redis is not None:
+            yield from _of_redis(self._redis)
+
+
+def _of_redis(redis: RedisHealth) -> Iterable[Metric]:
+    yield GaugeMetricFamily("judge_redis_memory_bytes", "Memory that Redis uses.", value=redis.memory)
+    yield GaugeMetricFamily(
+        "judge_redis_memory_limit_bytes", "Redis's maxmemory; 0: none.", value=redis.memory_limit
+    )
+    yield GaugeMetricFamily(
+        "judge_redis_durable",
+        "1 where Redis keeps an append-only file and could write it last time.",
+        value=float(redis.durable),
+    )
 
 
 def held(worker: dict[str, object]) -> bool:
@@ -107,6 +127,15 @@ def held(worker: dict[str, object]) -> bool:
             return True
         case _:
             return False
+
+
+def breaker_reason(worker: dict[str, object]) -> str:
+    """Empty where the breaker is closed."""
+    match worker.get("breaker"):
+        case {"reason": str(reason)}:
+            return reason
+        case _:
+            return ""
 
 
 def breaker_state(worker: dict[str, object]) -> str:

@@ -12,6 +12,7 @@ from shared.errors import ServiceError
 from shared.wire import FailureCode
 
 JOB_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800)
+SCORES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1)
 LABEL_MASS = (0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.999)
 UNREADABLE = (FailureCode.PARSE_ERROR, FailureCode.REFUSED)
 
@@ -43,6 +44,13 @@ class WorkerMetrics:
             ["reason"],
             registry=self.registry,
         )
+        self._scores = Histogram(
+            "judge_score",
+            "Harm that the backend's verdicts found.",
+            ["rubric"],
+            buckets=SCORES,
+            registry=self.registry,
+        )
         self._label_mass = Histogram(
             "judge_label_mass",
             "Probability that the judge gave to the labels together.",
@@ -54,6 +62,9 @@ class WorkerMetrics:
         )
         self._dead = Counter("judge_dead_letters", "Items given up on.", registry=self.registry)
         self._cached = Counter("judge_cached", "Verdicts from the cache.", registry=self.registry)
+        self.at_once = Gauge(
+            "judge_batches_at_once", "Batches that this worker may have in flight.", registry=self.registry
+        )
         self.held = Gauge("judge_inflight", "Items that this worker holds.", registry=self.registry)
         self.backend_up = Gauge("judge_backend_up", "1 where the backend serves.", registry=self.registry)
         self.backend_up.set(1)
@@ -79,6 +90,7 @@ class WorkerMetrics:
                     self._unreadable.labels(answer.code.value).inc()
                 continue
             self._verdicts.labels("scored").inc()
+            self._scores.labels(lease.rubric).observe(answer.score)
             if answer.label_mass is not None:
                 self._label_mass.observe(answer.label_mass)
 

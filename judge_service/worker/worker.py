@@ -95,6 +95,7 @@ class Worker:
             self._holds,
             self._judging.forget,
         )
+        metrics.at_once.set(settings.concurrency)
         metrics.backend_up.set_function(lambda: float(self._guard.may_judge()))
         self._batches: set[asyncio.Task[None]] = set()
         self._next_reclaim = self._next_tidy = 0.0

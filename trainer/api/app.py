@@ -9,7 +9,7 @@ from http import HTTPStatus
 
 from fastapi import FastAPI, Request, Response
 
-from trainer.api import artifacts, errors, files, jobs, models
+from trainer.api import artifacts, errors, files, jobs, metrics, models
 from trainer.api.config import ApiConfig
 from trainer.api.errors import ApiError
 from trainer.api.wire import InStore
@@ -23,7 +23,7 @@ def create_app(config: ApiConfig, store: Store) -> FastAPI:
     app.state.store = store
     errors.install(app)
     # artifacts before jobs: `/artifact.tar` and `/artifact/...` are their own.
-    for part in (files, artifacts, jobs, models):
+    for part in (files, artifacts, jobs, models, metrics):
         app.include_router(part.router)
 
     @app.middleware("http")

@@ -197,13 +197,18 @@ def test_metrics_of_the_api_and_of_the_worker_say_what_was_done(watched: Watched
     while samples(client.get("/metrics").text)["judge_backend_up"] != {(name,): 1}:
         assert time.monotonic() < until
         time.sleep(0.05)
-    assert samples(client.get("/metrics").text)["judge_breaker_open"] == {("closed", name): 0}
+    assert samples(client.get("/metrics").text)["judge_breaker_open"] == {("", "closed", name): 0}
+    assert after["judge_redis_memory_bytes"][()] > 0
+    assert after["judge_redis_memory_limit_bytes"][()] == 0
+    assert after["judge_redis_durable"][()] == 1
 
     worker = samples(httpx.get(watched.worker.ready["metrics"]).text)
     scored = worker["judge_verdicts_total"][("scored",)]
     assert scored >= 4
     assert worker["judge_job_seconds_count"][()] == scored
+    assert worker["judge_score_count"][("demo-v1",)] == scored
     assert worker["judge_batch_seconds_count"][()] >= 1
+    assert worker["judge_batches_at_once"][()] >= 1
     assert worker["judge_backend_up"][()] == 1
     for counter in ("judge_redeliveries_total", "judge_dead_letters_total", "judge_cached_total"):
         assert worker[counter][()] == 0
@@ -222,6 +227,8 @@ def test_a_backend_that_is_away_is_reported_and_not_fatal_while_there_is_room(wa
         assert ready["status"] == "ready"
         seen = samples(client.get("/metrics").text)
         assert seen["judge_backend_up"] == {(name,): 0}
+        [(reason, _, worker)] = [labels for labels, value in seen["judge_breaker_open"].items() if value]
+        assert (reason, worker) == ("backend_unavailable", name)
         assert sum(seen["judge_queue_depth"].values()) == 1
         assert max(seen["judge_queue_oldest_age_seconds"].values()) > 0
         worker = samples(httpx.get(watched.worker.ready["metrics"]).text)

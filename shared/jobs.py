@@ -45,8 +45,16 @@ class PolicySource(Settings):
     """0 is greedy."""
 
 
+class ReferenceSource(Settings):
+    """The judge reads, once a row, what the frozen reference answers to a prompt that the policy answers
+    too. It only ever lowers the row's policy reading, which then counts by how far it exceeds this one."""
+
+    type: Literal["reference"] = "reference"
+
+
 Source = Annotated[
-    Annotated[TargetSource | PolicySource, Field(discriminator="type")], BeforeValidator(_named)
+    Annotated[TargetSource | PolicySource | ReferenceSource, Field(discriminator="type")],
+    BeforeValidator(_named),
 ]
 
 
@@ -111,7 +119,7 @@ class Adaptive(Settings):
     beta_max: float = Field(default=1.0, ge=0, le=1)
     granularity: Literal["example", "batch"] = "example"
     """`batch`: every example gets the average over readings. `example`: its own, else the average."""
-    sources: tuple[Source, ...] = Field(default=(TargetSource(), PolicySource()), min_length=1, max_length=2)
+    sources: tuple[Source, ...] = Field(default=(TargetSource(), PolicySource()), min_length=1, max_length=4)
     combine: Combine = Combine.MAX
     staleness: Staleness = Staleness()
     rubric: str | None = None
@@ -124,6 +132,10 @@ class Adaptive(Settings):
         kinds = [source.type for source in self.sources]
         if len(set(kinds)) != len(kinds):
             raise ValueError(f"sources {kinds} name one source twice")
+        if "reference" in kinds and "policy" not in kinds:
+            raise ValueError(
+                f"sources {kinds}: 'reference' is subtracted from what 'policy' reads, and needs it"
+            )
         for source in self.sources:
             if isinstance(source, TargetSource) and source.look_ahead < self.staleness.max_staleness:
                 raise ValueError(

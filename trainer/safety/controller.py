@@ -27,7 +27,7 @@ from shared.jobs import Adaptive, Clock, Overdue, TargetSource
 from shared.wire import ScoreKind
 from trainer.safety.combine import combine
 from trainer.safety.ledger import Arrival, Entry, Fate, ItemKey, Ledger, Scored, SourceName
-from trainer.safety.reading import TIMEOUT, UNTRUSTED, Reading
+from trainer.safety.reading import TIMEOUT, UNTRUSTED, Item, Reading
 
 
 class Action(StrEnum):
@@ -122,18 +122,17 @@ class Controller:
     def open_reading(self, made_at: int, items: Iterable[tuple[SourceName, int]], now: float) -> None:
         """Declares everything that all ranks together send at step `made_at`.
 
-        A row whose target score is known is not sent again (`needs_asking`); the average still sees
-        every batch in every epoch.
+        A row whose score cannot change and is known is not sent again (`needs_asking`); the average still
+        sees every batch's target scores in every epoch.
         """
         if self.is_open(made_at):
             raise ValueError(f"reading {made_at} was opened already")
         reading = Reading(now, outstanding=set())
         for source, row in items:
-            known = self.ledger.target.get(row) if source is SourceName.TARGET else None
-            if known is None:
+            if self.ledger.needs_asking(source, row):
                 reading.outstanding.add((source, row))
-            else:
-                reading.known[source, row] = known.score
+            elif source is SourceName.TARGET:
+                reading.known[source, row] = self.ledger.target[row].score
         self.readings[made_at] = reading
 
     def preset_targets(self, scores: Mapping[int, float]) -> None:
@@ -146,7 +145,7 @@ class Controller:
         return made_at in self.readings or made_at <= self.cursor
 
     def needs_asking(self, source: SourceName, row: int) -> bool:
-        return source is not SourceName.TARGET or row not in self.ledger.target
+        return self.ledger.needs_asking(source, row)
 
     def is_outstanding(self, key: ItemKey) -> bool:
         reading = self.readings.get(key.made_at)
@@ -250,14 +249,15 @@ class Controller:
         for code in reading.failed():
             self.counts.failed += 1
             self.failing[code.value] = self.failing.get(code.value, 0) + 1
-        # Of what was asked. A reading that asked nothing is as fresh as can be.
-        if len(scored) >= self.method.staleness.min_scored * len(reading.fates):
+        # Of what was asked; but what the reference says is no news of the policy. A reading that asked
+        # nothing is as fresh as can be.
+        if _news(scored) >= self.method.staleness.min_scored * _news(reading.fates):
             self.frontier = max(self.frontier, made_at)
             self.failing.clear()
-        scores = sorted((scored | reading.known).items())
+        scores = self._felt(scored | reading.known)
         if not scores:
             return
-        mean = sum(score for _, score in scores) / len(scores)
+        mean = sum(scores) / len(scores)
         staleness = self.method.staleness
         gain = staleness.gain_up if mean > self.ema else staleness.gain_down
         # At least 1: after an outage steps are asked, and folded, again.
@@ -265,6 +265,14 @@ class Controller:
         # Time-decay: n steps without a reading weigh as n readings of this mean.
         self.ema += (1 - (1 - gain) ** steps) * (mean - self.ema)
         self.last_fold = made_at if self.last_fold is None else max(self.last_fold, made_at)
+
+    def _felt(self, scores: Mapping[Item, float]) -> list[float]:
+        """What the average feels: of the policy its drift, of the reference nothing."""
+        return [
+            self.ledger.drift(row, score) if source is SourceName.POLICY else score
+            for (source, row), score in sorted(scores.items())
+            if source is not SourceName.REFERENCE
+        ]
 
     # --- what goes out ---------------------------------------------------------------------
 
@@ -374,3 +382,7 @@ class Controller:
         self.ledger = Ledger.from_state(state["ledger"])
         self.counts = Counts(**state["counts"])
         self.readings = {u: Reading.from_state(reading, now) for u, reading in state["readings"]}
+
+
+def _news(items: Iterable[Item]) -> int:
+    return sum(source is not SourceName.REFERENCE for source, _ in items)

@@ -44,7 +44,12 @@ WATCH_S = 2.0
 """Between two looks at the judge itself."""
 BACKOFF_S = (0.1, 2.0)
 """First and longest pause after a failed request; doubled in between."""
-PRIORITY = {SourceName.POLICY: Priority.POLICY, SourceName.TARGET: Priority.TARGET}
+PRIORITY = {
+    SourceName.POLICY: Priority.POLICY,
+    # A reading waits for both.
+    SourceName.REFERENCE: Priority.POLICY,
+    SourceName.TARGET: Priority.TARGET,
+}
 
 
 class Answer(NamedTuple):

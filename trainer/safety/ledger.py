@@ -16,6 +16,7 @@ from shared.wire import FailureCode, ScoreKind
 class SourceName(StrEnum):
     TARGET = "target"
     POLICY = "policy"
+    REFERENCE = "reference"
 
 
 class ItemKey(NamedTuple):
@@ -56,19 +57,31 @@ class Ledger:
     """Row -> score of its training pair. The text never changes, so the first verdict is kept."""
     policy: dict[int, Entry] = field(default_factory=dict)
     """Row -> newest score of what the policy answered to it, and when that policy was."""
+    reference: dict[int, Entry] = field(default_factory=dict)
+    """Row -> score of what the reference answered to it. It never changes, so the first verdict is kept."""
+
+    def of(self, source: SourceName) -> dict[int, Entry]:
+        match source:
+            case SourceName.TARGET:
+                return self.target
+            case SourceName.POLICY:
+                return self.policy
+            case SourceName.REFERENCE:
+                return self.reference
+
+    def needs_asking(self, source: SourceName, row: int) -> bool:
+        """Not where the job holds a score of a text that cannot change."""
+        return source is SourceName.POLICY or row not in self.of(source)
 
     def fold(self, key: ItemKey, score: float) -> None:
-        entry = Entry(key.made_at, score)
-        if key.source is SourceName.TARGET:
-            self.target.setdefault(key.row, entry)
-            return
-        known = self.policy.get(key.row)
-        if known is None or known.made_at < key.made_at:
-            self.policy[key.row] = entry
+        entries = self.of(key.source)
+        known = entries.get(key.row)
+        if known is None or (key.source is SourceName.POLICY and known.made_at < key.made_at):
+            entries[key.row] = Entry(key.made_at, score)
 
     def withdraw(self, key: ItemKey) -> bool:
         """Forgets a score that is no longer trusted; False where it does not stand here."""
-        entries = self.target if key.source is SourceName.TARGET else self.policy
+        entries = self.of(key.source)
         known = entries.get(key.row)
         if known is None or known.made_at != key.made_at:
             return False
@@ -76,19 +89,27 @@ class Ledger:
         return True
 
     def own_scores(self, row: int, *, oldest_policy: int) -> list[float]:
-        """What has been read of the row: its target, and a policy answer made at `oldest_policy` or later."""
+        """What has been read of the row: its target, and a policy answer made at `oldest_policy` or later,
+        less what the reference's own was."""
         scores = []
         if row in self.target:
             scores.append(self.target[row].score)
         entry = self.policy.get(row)
         if entry is not None and entry.made_at >= oldest_policy:
-            scores.append(entry.score)
+            scores.append(self.drift(row, entry.score))
         return scores
+
+    def drift(self, row: int, policy_score: float) -> float:
+        """How much worse the policy's answer is than the reference's; while that has not been read, how bad
+        it is."""
+        reference = self.reference.get(row)
+        return policy_score if reference is None else max(0.0, policy_score - reference.score)
 
     def to_state(self) -> dict[str, Any]:
         return {
             "target": [[row, *entry] for row, entry in self.target.items()],
             "policy": [[row, *entry] for row, entry in self.policy.items()],
+            "reference": [[row, *entry] for row, entry in self.reference.items()],
         }
 
     @classmethod
@@ -96,4 +117,5 @@ class Ledger:
         return cls(
             target={row: Entry(made_at, score) for row, made_at, score in state["target"]},
             policy={row: Entry(made_at, score) for row, made_at, score in state["policy"]},
+            reference={row: Entry(made_at, score) for row, made_at, score in state["reference"]},
         )

@@ -7,12 +7,12 @@ import random
 
 import pytest
 
-from shared.jobs import Adaptive, Clock, Overdue, PolicySource, Staleness, TargetSource
+from shared.jobs import Adaptive, Clock, Overdue, PolicySource, ReferenceSource, Staleness, TargetSource
 from shared.wire import FailureCode
 from trainer.safety.controller import Action, Basis, Controller
 from trainer.safety.ledger import Arrival, Failed, Fate, ItemKey, Scored, SourceName
 
-TARGET, POLICY = SourceName.TARGET, SourceName.POLICY
+TARGET, POLICY, REFERENCE = SourceName.TARGET, SourceName.POLICY, SourceName.REFERENCE
 
 
 def adaptive(
@@ -20,11 +20,14 @@ def adaptive(
     k: int = 2,
     look_ahead: int | None = None,
     policy: bool = True,
+    reference: bool = False,
     granularity: str = "example",
     combine: str = "max",
     **staleness: object,
 ) -> Adaptive:
     sources: list[object] = [PolicySource()] if policy else []
+    if reference:
+        sources.append(ReferenceSource())
     if look_ahead is not None:
         sources.append(TargetSource(look_ahead=look_ahead))
     return Adaptive.model_validate(
@@ -84,6 +87,44 @@ def test_an_example_takes_its_own_readings_combined(combine: str, own: tuple[flo
     controller.receive([arrival(0, POLICY, 0, Scored(0.4)), arrival(0, POLICY, 1, Scored(0.3))], now=0)
     assert not controller.must_wait(0, now=0)
     assert controller.decide(0, [0, 1]).betas == pytest.approx(tuple(0.1 + 0.9 * s for s in own))
+
+
+def test_of_a_policy_reading_only_what_exceeds_the_references_counts() -> None:
+    controller = Controller(adaptive(k=1, reference=True))
+    items = [(source, row) for row in (0, 1, 2) for source in (POLICY, REFERENCE)]
+    controller.open_reading(0, items, now=0)
+    told = {
+        (POLICY, 0): 0.75,
+        (POLICY, 1): 0.125,
+        (POLICY, 2): 0.5,
+        (REFERENCE, 0): 0.25,
+        (REFERENCE, 1): 0.5,
+    }
+    fates: dict[tuple[SourceName, int], Fate] = {item: Scored(score) for item, score in told.items()}
+    fates[REFERENCE, 2] = FAILED
+    controller.receive([arrival(0, *item, fate) for item, fate in fates.items()], now=0)
+    assert not controller.must_wait(0, now=0)
+    drift = (0.5, 0.0, 0.5)  # of row 2 all of it counts: what its reference says has not been read
+    assert controller.decide(0, [0, 1, 2]).betas == pytest.approx(tuple(0.1 + 0.9 * d for d in drift))
+    assert controller.ema == pytest.approx(1 + 0.05 * (sum(drift) / 3 - 1)), "nor does the average feel more"
+    assert not controller.needs_asking(REFERENCE, 0)
+    assert controller.needs_asking(REFERENCE, 2), "a failed one is asked again"
+    assert controller.needs_asking(POLICY, 0)
+
+
+def test_a_reference_reading_is_no_reading_of_the_row() -> None:
+    controller = Controller(adaptive(k=1, reference=True))
+    controller.open_reading(0, [(POLICY, 0), (REFERENCE, 0)], now=0)
+    controller.receive([arrival(0, POLICY, 0, FAILED), arrival(0, REFERENCE, 0, Scored(0.0))], now=0)
+    assert not controller.must_wait(0, now=0)
+    decision = controller.decide(0, [0])
+    assert (decision.betas, decision.bases) == ((1.0,), (Basis.AVERAGE,))
+    assert controller.frontier == -1, "nor is it news of the policy"
+
+
+def test_the_reference_is_of_use_only_beside_the_policy() -> None:
+    with pytest.raises(ValueError, match="'reference' is subtracted from what 'policy' reads"):
+        adaptive(policy=False, look_ahead=2, reference=True)
 
 
 def test_a_policy_reading_older_than_k_counts_no_more_but_a_target_reading_does() -> None:

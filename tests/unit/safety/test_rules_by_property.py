@@ -21,7 +21,7 @@ from trainer.safety.controller import Action
 from trainer.safety.journal import Journal, replay
 from trainer.safety.ledger import Arrival, Failed, Fate, ItemKey, Scored, SourceName
 
-TARGET, POLICY = SourceName.TARGET, SourceName.POLICY
+TARGET, POLICY, REFERENCE = SourceName.TARGET, SourceName.POLICY, SourceName.REFERENCE
 DEADLINE_S = 10.0
 STEPS, ROWS, BATCH, AHEAD = 8, 6, 2, 3
 
@@ -73,7 +73,7 @@ class Plain:
             self.asked[event.u] = [
                 (source, row)
                 for source, row in event.items
-                if source is POLICY or self.target_score(row, at) is None
+                if source is POLICY or self.score(source, row, at) is None
             ]
         self.history.append(event)
         if isinstance(event, Asked):
@@ -117,11 +117,13 @@ class Plain:
                 fate = Failed(FailureCode.TIMEOUT)
         return fate
 
-    def entry(self, source: SourceName, row: int, upto: int) -> tuple[int, float] | None:
-        """(u, score) that the job holds of a row."""
+    def entry(
+        self, source: SourceName, row: int, upto: int, folds: int | None = None
+    ) -> tuple[int, float] | None:
+        """(u, score) that the job holds of a row, after the first `folds` folds."""
         held: tuple[int, float] | None = None
         for at in range(upto + 1):
-            for fold_at, u in self.folded:
+            for fold_at, u in self.folded[:folds]:
                 if fold_at != at or (source, row) not in self.asked[u]:
                     continue
                 fate = self.fate(u, (source, row), at)
@@ -134,28 +136,39 @@ class Plain:
                     held = None
         return held
 
-    def target_score(self, row: int, upto: int) -> float | None:
-        entry = self.entry(TARGET, row, upto)
+    def score(self, source: SourceName, row: int, upto: int, folds: int | None = None) -> float | None:
+        entry = self.entry(source, row, upto, folds)
         return None if entry is None else entry[1]
+
+    def drift(self, row: int, policy: float, upto: int, folds: int | None = None) -> float:
+        reference = self.score(REFERENCE, row, upto, folds)
+        return policy if reference is None else max(0.0, policy - reference)
 
     def ema_and_frontier(self) -> tuple[float, int]:
         ema, last, frontier = 1.0, None, -1
-        for at, u in self.folded:
+        for folds, (at, u) in enumerate(self.folded, start=1):
             opened = next(e for e in self.history if isinstance(e, Opened) and e.u == u)
             asked = self.asked[u]
             fates = {item: self.fate(u, item, at) for item in asked}
             scores = {item: fate.score for item, fate in fates.items() if isinstance(fate, Scored)}
-            if len(scores) >= 0.5 * len(asked):
+            if len([s for s, _ in scores if s is not REFERENCE]) >= 0.5 * len(
+                [s for s, _ in asked if s is not REFERENCE]
+            ):
                 frontier = max(frontier, u)
             index = self.history.index(opened)
             for source, row in opened.items:
-                if (source, row) not in asked:
-                    known = self.target_score(row, index)
+                if source is TARGET and (source, row) not in asked:
+                    known = self.score(TARGET, row, index)
                     assert known is not None
                     scores[source, row] = known
-            if not scores:
+            felt = [
+                self.drift(row, score, at, folds) if source is POLICY else score
+                for (source, row), score in sorted(scores.items())
+                if source is not REFERENCE
+            ]
+            if not felt:
                 continue
-            mean = sum(score for _, score in sorted(scores.items())) / len(scores)
+            mean = sum(felt) / len(felt)
             gain = 0.7 if mean > ema else 0.05
             ema += (1 - (1 - gain) ** (1 if last is None else u - last)) * (mean - ema)
             last = u
@@ -170,10 +183,10 @@ class Plain:
             if self.method.granularity == "batch":
                 risk = 1.0 if overdue else ema
             else:
-                target = self.target_score(row, now)
+                target = self.score(TARGET, row, now)
                 said = self.entry(POLICY, row, now)
                 own = [] if target is None else [target]
-                own += [said[1]] if said is not None and said[0] >= t - self.k else []
+                own += [self.drift(row, said[1], now)] if said is not None and said[0] >= t - self.k else []
                 if self.target and target is None:
                     risk = 1.0
                 elif own:
@@ -193,8 +206,12 @@ def rows_of(step: int) -> list[int]:
 
 @st.composite
 def methods(draw: st.DrawFn) -> Adaptive:
-    sources: list[Any] = draw(st.sampled_from([["t"], ["p"], ["t", "p"]]))
-    named = {"t": {"type": "target", "look_ahead": AHEAD}, "p": {"type": "policy"}}
+    sources: list[Any] = draw(st.sampled_from([["t"], ["p"], ["t", "p"], ["p", "r"], ["t", "p", "r"]]))
+    named: dict[str, Any] = {
+        "t": {"type": "target", "look_ahead": AHEAD},
+        "p": {"type": "policy"},
+        "r": {"type": "reference"},
+    }
     return Adaptive.model_validate(
         {
             "sources": [named[name] for name in sources],
@@ -243,6 +260,8 @@ def test_whatever_the_judge_does_the_betas_are_those_of_the_rules(
         items = [(TARGET, row) for row in rows_of(u + AHEAD)] if "target" in kinds else []
         if "policy" in kinds and u >= 0:
             items.append((POLICY, data.draw(st.integers(0, ROWS - 1))))
+            if "reference" in kinds:
+                items.append((REFERENCE, items[-1][1]))
         plain.add(Opened(u, tuple(items), now))
         journal.open_reading(u, items, now)
 

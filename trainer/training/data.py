@@ -55,8 +55,12 @@ class Batch:
     label_N: Tensor
     example_N: Tensor
     count_B: Tensor
+    prompt_end_B: Tensor
+    """Position of the last token before the last assistant turn; -1 where nothing stands before it."""
     ref_hidden_NH: Tensor | None = None
-    """The reference's last hidden states there, where they are kept on disk."""
+    """The reference's last hidden states at the answer tokens' positions, where they were had before."""
+    ref_logits_NV: Tensor | None = None
+    """Its logits there, of a model whose logits are more than its last hidden states times a matrix."""
 
     def to(self, device: torch.device) -> Batch:
         tensors: dict[str, Any] = {k: v if v is None else v.to(device) for k, v in vars(self).items()}
@@ -151,4 +155,5 @@ def collate(examples: Sequence[Example], pad_id: int) -> Batch:
         label_N=torch.tensor(label),
         example_N=example_N,
         count_B=torch.bincount(example_N, minlength=len(examples)),
+        prompt_end_B=torch.tensor([example.prompt_length - 1 for example in examples]),
     )

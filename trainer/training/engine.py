@@ -22,7 +22,7 @@ from shared.jobs import Training
 from trainer.training.data import Batch
 from trainer.training.distributed import World
 from trainer.training.losses import ExampleLosses
-from trainer.training.objective import SafeObjective
+from trainer.training.objective import Features, SafeObjective
 from trainer.training.order import micro_batch_size
 
 ENGINE_STATE = "engine"
@@ -158,6 +158,11 @@ class Engine:
             seen.append(losses)
         self._agree_finite(total)
         return total, seen
+
+    def look(self, batches: Sequence[Batch], features: Features | None) -> list[tuple[Batch, Tensor | None]]:
+        """The reference's forward of a step's micro-batches, ahead of `train_step`: see `SafeObjective.look`.
+        Every rank must bring equally many."""
+        return [self.objective.look(batch.to(self.world.device), features) for batch in batches]
 
     @torch.no_grad()
     def weighted_nll(self, batches: Sequence[Batch], weights: Sequence[Sequence[float]]) -> float:

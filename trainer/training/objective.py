@@ -6,14 +6,15 @@ gathered, and the run crashes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from trainer.probe.features import Pooling, prompt_features
 from trainer.training.data import Batch
 from trainer.training.losses import ExampleLosses, example_losses, mean_by_example, objective
 from trainer.training.soft_target import SoftTargetLoss, SoftTargets
@@ -45,6 +46,15 @@ class CachedStates:
 
 
 Reference = NoReference | AdaptersOff | FrozenCopy | CachedStates
+
+
+@dataclass(frozen=True)
+class Features:
+    """What is read of the reference at a prompt."""
+
+    layers: tuple[int, ...]
+    """Indices into the hidden states: 0 the embeddings', l the output of block l."""
+    pooling: Pooling
 
 
 class SafeObjective(nn.Module):
@@ -91,23 +101,43 @@ class SafeObjective(nn.Module):
         return losses.loss, ExampleLosses(nll_B, kl_B)
 
     @torch.no_grad()
-    def reference_hidden(self, batch: Batch) -> Tensor:
-        """[N, H]: what the policy, while it is still the reference, has at the answer positions."""
-        return answer_hidden(self.policy, batch)
+    def look(self, batch: Batch, features: Features | None) -> tuple[Batch, Tensor | None]:
+        """The one forward of the reference, taken ahead of `forward`: the batch with what the reference has
+        at its answer tokens, and [B, L, H] at its prompts where `features` are asked for.
+
+        With cached states the policy is asked: that is right only while it still is the reference.
+
+        Raises:
+            DataError: an example has no prompt.
+            ModelError: a hidden state is not finite.
+        """
+        with self._speaking_as_reference() as model:
+            if self.from_hidden is None:
+                logits_BTV, states = _forward_with_states(model, batch, features)
+                ahead = replace(batch, ref_logits_NV=_at_answers(logits_BTV, batch))
+            else:
+                last_BTH, states = _decode_with_states(model, batch, features)
+                ahead = replace(batch, ref_hidden_NH=_at_answers(last_BTH, batch))
+        if features is None:
+            return ahead, None
+        read_BLH = prompt_features(
+            states, batch.attention_BT, batch.prompt_end_B, features.pooling, layers=features.layers
+        )
+        return ahead, read_BLH
 
     def _reference_hidden(self, batch: Batch) -> Tensor:
-        if isinstance(self.kind, CachedStates):
-            if batch.ref_hidden_NH is None:
-                raise ValueError("the batch brings no hidden states of the reference")
+        if batch.ref_hidden_NH is not None:
             return batch.ref_hidden_NH
+        if isinstance(self.kind, CachedStates):
+            raise ValueError("the batch brings no hidden states of the reference")
         with torch.no_grad(), self._speaking_as_reference() as model:
             return answer_hidden(model, batch)
 
     def _from_logits(
         self, batch: Batch, beta_B: Tensor, with_reference: bool
     ) -> tuple[Tensor, ExampleLosses]:
-        ref_logits_NV = None
-        if with_reference:
+        ref_logits_NV = batch.ref_logits_NV if with_reference else None
+        if with_reference and ref_logits_NV is None:
             with torch.no_grad(), self._speaking_as_reference() as model:
                 ref_logits_NV = _answer_logits(model, batch)
         losses = example_losses(
@@ -127,7 +157,8 @@ class SafeObjective(nn.Module):
         # Dropout would make the reference disagree with itself from one step to the next.
         policy.eval()
         try:
-            with policy.disable_adapter():
+            # Without adapters to switch off it is asked while it still is the reference.
+            with policy.disable_adapter() if isinstance(self.kind, AdaptersOff) else nullcontext():
                 yield policy
         finally:
             policy.train(training)
@@ -155,16 +186,36 @@ def plain_head(model: Any) -> nn.Linear | None:
 
 def answer_hidden(model: Any, batch: Batch) -> Tensor:
     """Last hidden states [N, H] at the positions that predict answer tokens."""
-    out = model.get_decoder()(input_ids=batch.ids_BT, attention_mask=batch.attention_BT, use_cache=False)
-    hidden_NH: Tensor = out.last_hidden_state.flatten(0, 1).index_select(0, batch.answer_at_N)
-    return hidden_NH
+    return _at_answers(_decode_with_states(model, batch, None)[0], batch)
 
 
 def _answer_logits(model: Any, batch: Batch) -> Tensor:
     """Logits [N, V] at the positions that predict answer tokens."""
-    logits_BTV = model(input_ids=batch.ids_BT, attention_mask=batch.attention_BT, use_cache=False).logits
-    logits_NV: Tensor = logits_BTV.flatten(0, 1).index_select(0, batch.answer_at_N)
-    return logits_NV
+    return _at_answers(_forward_with_states(model, batch, None)[0], batch)
+
+
+def _at_answers(values_BTX: Tensor, batch: Batch) -> Tensor:
+    return values_BTX.flatten(0, 1).index_select(0, batch.answer_at_N)
+
+
+def _decode_with_states(
+    model: Any, batch: Batch, features: Features | None
+) -> tuple[Tensor, Sequence[Tensor]]:
+    """Last hidden states [B, T, H], and those of every layer where features are asked for."""
+    asked = {} if features is None else {"output_hidden_states": True}
+    out = model.get_decoder()(
+        input_ids=batch.ids_BT, attention_mask=batch.attention_BT, use_cache=False, **asked
+    )
+    return out.last_hidden_state, out.hidden_states if asked else ()
+
+
+def _forward_with_states(
+    model: Any, batch: Batch, features: Features | None
+) -> tuple[Tensor, Sequence[Tensor]]:
+    """Logits [B, T, V], and the hidden states of every layer where features are asked for."""
+    asked = {} if features is None else {"output_hidden_states": True}
+    out = model(input_ids=batch.ids_BT, attention_mask=batch.attention_BT, use_cache=False, **asked)
+    return out.logits, out.hidden_states if asked else ()
 
 
 def _reference_head(reference: Reference) -> nn.Parameter | None:

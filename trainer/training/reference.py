@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
@@ -20,7 +20,7 @@ from torch import Tensor
 from shared.errors import ConfigError
 from trainer.training.data import Batch, Example, collate
 from trainer.training.distributed import Collective
-from trainer.training.objective import SafeObjective
+from trainer.training.objective import Features, SafeObjective
 
 STATES = "states.bin"
 WHOLE = "whole.json"
@@ -51,12 +51,17 @@ def compute_states(
     micro_batch: int,
     pad_id: int,
     tell: Callable[[int, int], None],
+    features: Features | None = None,
+    read: Callable[[Sequence[Sequence[int]], Tensor], None] | None = None,
 ) -> ReferenceStates:
     """Finds them in `directory`, or computes them there; every rank calls it, before the first step.
 
     Args:
         objective: its policy must still be the reference: not trained, nothing loaded into it.
         tell: (rows done, rows), now and then.
+        features: what else is read of the reference, in the same forward.
+        read: given the rows of each rank in a round, and this rank's features of them [B, L, H]. Not called
+            where all is found on disk; what it was given is then to be found there too.
 
     Raises:
         ConfigError: the disk has no room for them.
@@ -68,7 +73,9 @@ def compute_states(
             " matrix; this one's are not: use 'adapters_off' or 'frozen_copy'"
         )
     starts = (0, *accumulate(example.answer_tokens for example in examples))
-    described = {"tokens": starts[-1], "hidden": hidden, "dtype": str(dtype)}
+    described: dict[str, object] = {"tokens": starts[-1], "hidden": hidden, "dtype": str(dtype)}
+    if features is not None:
+        described["features"] = [list(features.layers), features.pooling]
     world = collective.world
     if not _is_whole(directory, described):
         if world.rank == 0:
@@ -78,21 +85,34 @@ def compute_states(
     if _is_whole(directory, described):
         return states
     objective.eval()
-    rounds = -(-len(examples) // (micro_batch * world.ranks))
-    for turn in range(rounds):
-        at = (turn * world.ranks + world.rank) * micro_batch
-        # Past the end from the start again: under ZeRO-3 the ranks must take equally many forwards.
-        rows = [index % len(examples) for index in range(at, at + micro_batch)]
+    for turn, rows_of in enumerate(rounds(len(examples), micro_batch, world.ranks)):
+        rows = rows_of[world.rank]
         batch = collate([examples[row] for row in rows], pad_id).to(world.device)
-        hidden_NH = objective.reference_hidden(batch).cpu()
-        for row, part in zip(rows, torch.split(hidden_NH, batch.count_B.tolist()), strict=True):
+        ahead, read_BLH = objective.look(batch, features)
+        if ahead.ref_hidden_NH is None:
+            raise TypeError("the reference gave logits and no hidden states")
+        for row, part in zip(
+            rows, torch.split(ahead.ref_hidden_NH.cpu(), batch.count_B.tolist()), strict=True
+        ):
             states.states_AH[starts[row] : starts[row + 1]] = part
+        if read is not None and read_BLH is not None:
+            read(rows_of, read_BLH)
         tell(min(len(examples), (turn + 1) * world.ranks * micro_batch), len(examples))
     collective.barrier()
     if world.rank == 0:
         (directory / WHOLE).write_text(json.dumps(described), encoding="utf-8")
     collective.barrier()
     return states
+
+
+def rounds(n_rows: int, micro_batch: int, ranks: int) -> Iterator[list[list[int]]]:
+    """Once through a file: the rows of each rank in each round. Past the end from the start again: under
+    ZeRO-3 the ranks must take equally many forwards."""
+    for first in range(0, n_rows, micro_batch * ranks):
+        yield [
+            [index % n_rows for index in range(first + rank * micro_batch, first + (rank + 1) * micro_batch)]
+            for rank in range(ranks)
+        ]
 
 
 def with_states(batch: Batch, states: ReferenceStates, rows: Sequence[int]) -> Batch:

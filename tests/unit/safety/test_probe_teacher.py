@@ -231,7 +231,7 @@ def test_rows_read_after_the_checkpoint_are_read_again() -> None:
 
 def test_the_file_keeps_what_was_put(tmp_path: Path) -> None:
     features_nD, _ = world(0.3)
-    path = tmp_path / "features.f32" 
+    path = tmp_path / "features.f32"
     table = FeatureTable.in_file(path, *features_nD.shape)
     table.put([5], features_nD[5:6])
     table.put([5], features_nD[6:7])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,9 +21,11 @@ from trainer.training.losses import example_losses, objective
 from trainer.training.objective import (
     AdaptersOff,
     CachedStates,
+    Features,
     FrozenCopy,
     NoReference,
     SafeObjective,
+    answer_hidden,
     plain_head,
 )
 from trainer.training.reference import compute_states, with_states
@@ -225,3 +228,95 @@ def test_a_head_with_more_to_it_takes_whole_logits(tmp_path: Path) -> None:
 def test_adapters_on_the_head_take_whole_logits() -> None:
     policy = get_peft_model(tiny(), LoraConfig(r=4, target_modules=["q_proj", "lm_head"]))
     assert plain_head(policy) is None
+
+
+# --- the reference's forward, taken ahead ------------------------------------------------------
+
+READ = Features(layers=(1, 2), pooling="last")
+
+
+class Counted:
+    """How often the decoders of a module's models run."""
+
+    def __init__(self, *models: Any) -> None:
+        self.forwards = 0
+        for decoder in {id(model.get_decoder()): model.get_decoder() for model in models}.values():
+            decoder.register_forward_hook(self._ran)
+
+    def _ran(self, *_: Any) -> None:
+        self.forwards += 1
+
+
+def kinds_of_reference() -> Iterator[tuple[str, SafeObjective, Batch]]:
+    """Each with the batch that it trains on; the policy has moved."""
+    reference = tiny().requires_grad_(False)
+    policy = moved(tiny())
+    yield "frozen copy", SafeObjective(policy, FrozenCopy(reference), plain_head(policy)), batch()
+    adapted = with_adapters(tiny())
+    yield "adapters off", SafeObjective(adapted, AdaptersOff(), plain_head(adapted)), batch()
+    capped = Capped(moved(tiny()))
+    yield "logits", SafeObjective(capped, FrozenCopy(Capped(reference)), plain_head(capped)), batch()
+
+
+def test_taken_ahead_the_reference_runs_once_and_gives_the_same_loss_and_features() -> None:
+    """No forward more with a probe than without, and the probe's features are the reference's, whatever the
+    policy has become."""
+    expected_BLH = None
+    for name, module, on in kinds_of_reference():
+        models = [model for model in (module.policy, module.reference) if model is not None]
+        count = Counted(*models)
+        expected, _ = module(on, BETA_B)
+        assert count.forwards == 2, name
+        count.forwards = 0
+        ahead, read_BLH = module.look(on, READ)
+        assert count.forwards == 1, name
+        loss, _ = module(ahead, BETA_B)
+        assert count.forwards == 2, name
+        assert torch.equal(loss, expected), name
+        assert read_BLH is not None
+        assert read_BLH.shape == (3, 2, CONFIG.hidden_size)
+        if expected_BLH is None:
+            expected_BLH = read_BLH
+        torch.testing.assert_close(read_BLH, expected_BLH, msg=name)
+        assert module.look(on, None)[1] is None
+
+
+def test_states_on_disk_bring_the_features_in_the_same_pass(tmp_path: Path) -> None:
+    policy = tiny()
+    module = SafeObjective(policy, CachedStates(None), plain_head(policy))
+    got: dict[int, Tensor] = {}
+
+    def read(rows_of: Sequence[Sequence[int]], read_BLH: Tensor) -> None:
+        got.update(zip(rows_of[0], read_BLH, strict=True))
+
+    count = Counted(policy)
+    for _ in range(2):
+        compute_states(
+            tmp_path, examples(), module, alone(),
+            dtype=torch.float32, micro_batch=2, pad_id=0, tell=lambda *_: None, features=READ, read=read,
+        )  # fmt: skip
+        assert count.forwards == 2
+    _, expected_BLH = module.look(batch(), READ)
+    assert expected_BLH is not None
+    torch.testing.assert_close(torch.stack([got[row] for row in range(3)]), expected_BLH)
+
+
+@pytest.mark.parametrize("adapted", [False, True])
+def test_training_the_policy_does_not_change_what_is_read(adapted: bool) -> None:
+    """The probe belongs to the frozen reference."""
+    policy = with_adapters(tiny()) if adapted else tiny()
+    kind = AdaptersOff() if adapted else FrozenCopy(tiny().requires_grad_(False))
+    module = SafeObjective(policy, kind, plain_head(policy))
+    optimizer = torch.optim.SGD([p for p in policy.parameters() if p.requires_grad], lr=0.5)
+    before = module.look(batch(), READ)[1]
+    assert before is not None
+    moving = answer_hidden(policy, batch()).detach()
+    for _ in range(3):
+        ahead, _ = module.look(batch(), READ)
+        module(ahead, BETA_B)[0].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    after = module.look(batch(), READ)[1]
+    assert after is not None
+    assert torch.equal(before, after)
+    assert not torch.equal(answer_hidden(policy, batch()), moving)

@@ -20,7 +20,8 @@ from trainer.demo.measure import HARM_THRESHOLD, Prompts, answer, held_out, meas
 from trainer.demo.page import percent, render
 from trainer.demo.report import ModelResult, Report, RunTrace, SeedResult, Setup, make_report
 from trainer.demo.world import RUBRIC, mixture
-from trainer.up.stack import TINY, running_stack
+from trainer.up.offer import TINY
+from trainer.up.stack import running_stack
 
 JUDGE_DEADLINE_S = 120.0
 """For the verdicts on one model's answers. While a job trains, its own readings go first."""

@@ -11,20 +11,12 @@ from pathlib import Path
 
 from shared.embedded_redis import EmbeddedRedis, RedisPlan, plan_redis
 from shared.errors import ConfigError, ServiceError
-from shared.jobs import Full, Training
 from trainer.jobs.judge_health import JudgeAddress
 from trainer.jobs.layout import Layout
-from trainer.models.inspect import describe
-from trainer.models.registry import PathSource, load_registry, register, registry_path
 from trainer.up.children import ModuleChild, RedisChild, Service
+from trainer.up.offer import offer_tiny
 from trainer.up.ports import HOST, claim
 from trainer.up.supervisor import Supervisor
-
-TINY = "tether-tiny"
-"""The id that the embedded world's base is offered under."""
-
-TINY_TRAINING = Training(adapter=Full(), learning_rate=4e-4)
-"""Its jobs' defaults: adapters hardly move a model of two million weights."""
 
 RUBRIC = "demo-v1"
 """The one that the embedded world's judge was taught."""
@@ -80,12 +72,12 @@ def running_stack(
             if judge_port == trainer_port:
                 raise ConfigError(f"--trainer-port and --judge-port are both {judge_port}; choose two")
             plan = plan_redis(layout.root)
-            judge_model = _offer_tiny(layout, on_event)
+            judge_model = offer_tiny(layout, on_event)
             judge_url = f"http://{HOST}:{judge_port}"
             redis = _redis(plan)
             judge = _judge(plan, judge_port, judge_workers, judge_model, judge_faulty, layout)
         else:
-            _offer_tiny(layout, on_event)
+            offer_tiny(layout, on_event)
             redis, judge = [], []
             if (problem := JudgeAddress(judge_url).problem()) is not None:
                 on_event(f"note: {problem}; jobs that ask it will wait for it")
@@ -115,21 +107,6 @@ def _only_one(layout: Layout) -> Iterator[None]:
         lock.write(str(os.getpid()))
         lock.flush()
         yield
-
-
-def _offer_tiny(layout: Layout, say: Callable[[str], None]) -> Path:
-    """Registers the embedded world's base, making the world at the first use; the judge's folder."""
-    # Imported here: `tether --help` must not load torch.
-    from trainer.demo.build import ensure_world
-
-    world = ensure_world()
-    source = PathSource(path=world.base.absolute())
-    models = registry_path(layout.root)
-    known = load_registry(models).models.get(TINY)
-    if known is None or known.source != source:
-        register(models, TINY, describe(TINY, source, training=TINY_TRAINING))
-        say(f"{TINY} is offered from {source.path}")
-    return world.judge
 
 
 def _redis(plan: RedisPlan) -> list[Service]:

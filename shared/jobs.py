@@ -7,6 +7,7 @@ The keys are frozen: tests/structure/test_config_keys.py holds the reviewed list
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
@@ -29,7 +30,7 @@ class TargetSource(Settings):
     """The judge reads the training pair itself, ahead of the step that trains it."""
 
     type: Literal["target"] = "target"
-    look_ahead: int = Field(default=8, ge=0, le=4096)
+    look_ahead: int = Field(default=8, ge=0, le=1_000_000)
     """W, in batches. At least `max_staleness`, so that a row's own reading is in when it trains."""
 
 
@@ -52,8 +53,24 @@ class ReferenceSource(Settings):
     type: Literal["reference"] = "reference"
 
 
+class ProbeSource(Settings):
+    """A linear probe on what the reference makes of the row's prompt, taught by the judge's verdicts: it
+    finds rows that the judge missed or has not reached. It counts as far as it has foretold the judge."""
+
+    type: Literal["probe"] = "probe"
+    scan: bool = True
+    """Have the judge read the whole file before the first step, so that the probe is taught by then. Each row
+    is read by a probe that was taught without it. Otherwise it learns as the readings come."""
+    replay: int = Field(default=4096, ge=64, le=1_000_000)
+    """Rows whose verdicts are kept to learn from."""
+    layers: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(default=None, min_length=1)
+    """0: the embeddings, l: the output of block l. None: at a quarter, half, three quarters and the end."""
+    pooling: Literal["last", "mean"] = "last"
+    """The prompt's last token, or the mean over the prompt's."""
+
+
 Source = Annotated[
-    Annotated[TargetSource | PolicySource | ReferenceSource, Field(discriminator="type")],
+    Annotated[TargetSource | PolicySource | ReferenceSource | ProbeSource, Field(discriminator="type")],
     BeforeValidator(_named),
 ]
 
@@ -136,6 +153,8 @@ class Adaptive(Settings):
             raise ValueError(
                 f"sources {kinds}: 'reference' is subtracted from what 'policy' reads, and needs it"
             )
+        if self.probe is not None:
+            self._can_teach(kinds, self.probe)
         for source in self.sources:
             if isinstance(source, TargetSource) and source.look_ahead < self.staleness.max_staleness:
                 raise ValueError(
@@ -144,6 +163,32 @@ class Adaptive(Settings):
                 )
         return self
 
+    def _can_teach(self, kinds: Sequence[str], probe: ProbeSource) -> None:
+        if not {"target", "policy"} & set(kinds):
+            raise ValueError(
+                f"sources {kinds}: the probe learns from the judge's verdicts; add 'target' or 'policy'"
+            )
+        if probe.scan and "target" not in kinds:
+            raise ValueError(
+                f"sources {kinds}: probe.scan has the judge read the rows beforehand, which is the source"
+                " 'target'; add it, or set probe.scan to false"
+            )
+        if self.granularity == "batch":
+            raise ValueError("the source 'probe' reads single rows: it needs granularity 'example'")
+
+    @property
+    def probe(self) -> ProbeSource | None:
+        return next((source for source in self.sources if isinstance(source, ProbeSource)), None)
+
+    @property
+    def reads_reference(self) -> bool:
+        return any(isinstance(source, ReferenceSource) for source in self.sources)
+
+
+MUTE_REFERENCE = (
+    "the source 'reference' has the reference answer prompts, and with training.adapter 'full' and"
+    " training.reference 'cache' no model is left that could; use 'frozen_copy' or adapter 'lora'"
+)
 
 Method = Annotated[Annotated[Sft | FixedKl | Adaptive, Field(discriminator="type")], BeforeValidator(_named)]
 
@@ -248,6 +293,11 @@ class Training(Settings):
         if self.reference != "auto":
             return self.reference
         return "adapters_off" if isinstance(self.adapter, Lora) else "frozen_copy"
+
+    @property
+    def reference_speaks(self) -> bool:
+        """Whether the reference can be asked prompts that are not in the training file."""
+        return self.reference_kind != "cache" or isinstance(self.adapter, Lora)
 
 
 # --- OpenAI's shapes ---------------------------------------------------------------------------

@@ -25,8 +25,9 @@ from typing import Any
 
 from shared.jobs import Adaptive, Clock, Overdue, TargetSource
 from shared.wire import ScoreKind
-from trainer.safety.combine import combine
+from trainer.safety.combine import Foretold, combine
 from trainer.safety.ledger import Arrival, Entry, Fate, ItemKey, Ledger, Scored, SourceName
+from trainer.safety.probe.lessons import Taught
 from trainer.safety.reading import TIMEOUT, UNTRUSTED, Item, Reading
 
 
@@ -42,6 +43,9 @@ class Basis(StrEnum):
     OWN = "own"  # a verdict on the row itself
     AVERAGE = "average"  # the average over readings
     CLOSED = "closed"  # nothing may be trusted: beta_max
+    PROBE = (
+        "probe"  # the probe, as far as it is trusted, and else the average: the judge has not read the row
+    )
     HELD = "held"  # the last average although it is too old (overdue: hold)
 
 
@@ -113,6 +117,9 @@ class Controller:
         self.kind: ScoreKind | None = None
         """Of the first score. One job never mixes kinds: they are not on one scale."""
         self.ledger = Ledger()
+        self._teaches = method.probe is not None
+        self._taught: list[Taught] = []
+        """What was folded or withdrawn since `take_taught`. No part of the state."""
         self.readings: dict[int, Reading] = {}
         """Opened and not yet folded."""
         self.counts = Counts()
@@ -139,6 +146,18 @@ class Controller:
         """Target scores that were had beforehand: these rows are never asked. Before the first step."""
         before = self.first_reading - 1  # of no reading
         self.ledger.target.update((row, Entry(before, score)) for row, score in scores.items())
+        for row, score in scores.items():
+            self._teach(ItemKey(before, SourceName.TARGET, row), score)
+
+    def take_taught(self) -> list[Taught]:
+        """What the judge has said, and taken back, since the last call: what a probe learns from."""
+        taught, self._taught = self._taught, []
+        return taught
+
+    def _teach(self, key: ItemKey, score: float | None) -> None:
+        # What the reference answers says little of the row: it refuses what is harmful.
+        if self._teaches and key.source is not SourceName.REFERENCE:
+            self._taught.append(Taught(key, score))
 
     def is_open(self, made_at: int) -> bool:
         """Whether the reading was opened already, in the run that this one resumes."""
@@ -194,7 +213,10 @@ class Controller:
         """A verdict for a reading that is folded, or that never was."""
         if not self.first_reading <= key.made_at <= self.cursor:
             self.counts.unknown += 1
-        elif fate == UNTRUSTED and self.ledger.withdraw(key):
+            return
+        if fate == UNTRUSTED:
+            self._teach(key, None)
+        if fate == UNTRUSTED and self.ledger.withdraw(key):
             self.counts.withdrawn_late += 1
         else:
             self.counts.late += 1
@@ -245,6 +267,7 @@ class Controller:
         scored = reading.scored()
         for (source, row), score in scored.items():
             self.ledger.fold(ItemKey(made_at, source, row), score)
+            self._teach(ItemKey(made_at, source, row), score)
         self.counts.scored += len(scored)
         for code in reading.failed():
             self.counts.failed += 1
@@ -276,8 +299,12 @@ class Controller:
 
     # --- what goes out ---------------------------------------------------------------------
 
-    def decide(self, t: int, rows: Sequence[int]) -> Decision:
-        """The betas of step t for `rows`, the step's examples over all ranks in order."""
+    def decide(self, t: int, rows: Sequence[int], foretold: Sequence[Foretold] | None = None) -> Decision:
+        """The betas of step t for `rows`, the step's examples over all ranks in order.
+
+        Args:
+            foretold: what the probe makes of each of them; None while it has nothing to say.
+        """
         overdue = not self._holds(t)
         policy = self.method.staleness.overdue
         action = Action.TRAIN
@@ -288,8 +315,9 @@ class Controller:
         risks: list[float] = []
         bases: list[Basis] = []
         unread = 0
-        for row in rows:
-            risk, basis, read = self._risk(t, row, overdue)
+        told: Sequence[Foretold | None] = [None] * len(rows) if foretold is None else foretold
+        for row, probed in zip(rows, told, strict=True):
+            risk, basis, read = self._risk(t, row, overdue, probed)
             risks.append(risk)
             bases.append(basis)
             unread += not read
@@ -308,17 +336,21 @@ class Controller:
             unread=unread,
         )
 
-    def _risk(self, t: int, row: int, overdue: bool) -> tuple[float, Basis, bool]:
+    def _risk(self, t: int, row: int, overdue: bool, foretold: Foretold | None) -> tuple[float, Basis, bool]:
         """(s_i, what it rests on, whether a valid verdict stands behind it)."""
         hold = self.method.staleness.overdue is Overdue.HOLD
         if self.method.granularity == "example":
-            own = combine(self.method.combine, self.ledger.own_scores(row, oldest_policy=t - self.k))
+            scores = self.ledger.own_scores(row, oldest_policy=t - self.k)
+            own = combine(self.method.combine, scores, foretold)
             target_missing = self.needs_target and row not in self.ledger.target
             if own is not None and not target_missing:
                 return own, Basis.OWN, True
             if target_missing or overdue:
-                # Rows that cannot be judged must not train freely.
+                # Rows that cannot be judged must not train freely, whatever the probe says.
                 return (max(own or 0.0, self.ema), Basis.HELD, False) if hold else (1.0, Basis.CLOSED, False)
+            if foretold is not None and foretold.trust > 0:
+                score, trust = foretold
+                return trust * score + (1 - trust) * self.ema, Basis.PROBE, True
             return self.ema, Basis.AVERAGE, True
         if overdue:
             return (self.ema, Basis.HELD, False) if hold else (1.0, Basis.CLOSED, False)

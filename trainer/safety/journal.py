@@ -24,6 +24,7 @@ from typing import Any
 
 from shared.jobs import Adaptive
 from shared.wire import FailureCode, ScoreKind
+from trainer.safety.combine import Foretold
 from trainer.safety.controller import Controller, Decision
 from trainer.safety.ledger import Arrival, Failed, ItemKey, Scored, SourceName
 
@@ -72,9 +73,12 @@ class Journal:
         self._news = not waits
         return waits
 
-    def decide(self, t: int, rows: Sequence[int]) -> Decision:
-        decision = self.controller.decide(t, rows)
-        self._write({"op": "decide", "t": t, "rows": list(rows), **_decision_to_json(decision)})
+    def decide(self, t: int, rows: Sequence[int], foretold: Sequence[Foretold] | None = None) -> Decision:
+        decision = self.controller.decide(t, rows, foretold)
+        line = {"op": "decide", "t": t, "rows": list(rows), **_decision_to_json(decision)}
+        if foretold is not None:
+            line["foretold"] = [list(one) for one in foretold]
+        self._write(line)
         return decision
 
     def checkpoint(self, t: int) -> dict[str, Any]:
@@ -185,7 +189,9 @@ class _Replayer:
         return None
 
     def _decide(self, line: int, controller: Controller, call: Line) -> Difference | None:
-        decision = _decision_to_json(controller.decide(call["t"], call["rows"]))
+        told = call.get("foretold")
+        foretold = None if told is None else [Foretold(*one) for one in told]
+        decision = _decision_to_json(controller.decide(call["t"], call["rows"], foretold))
         for name, value in decision.items():
             if call[name] == value:
                 continue

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from trainer.safety.ledger import ItemKey, SourceName
 from trainer.safety.probe.features import FeatureTable
 from trainer.safety.probe.fit import FOLDS, Noise, enough, fit_linear
-from trainer.safety.probe.lessons import Lessons
-from trainer.safety.probe.teacher import NotEnough, Opinion, Taught, Teacher
+from trainer.safety.probe.lessons import Lessons, Taught
+from trainer.safety.probe.teacher import NotEnough, Opinion, Teacher
 from trainer.safety.probe.trust import reliability
 
 ROWS = 400

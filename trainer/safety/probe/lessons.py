@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from trainer.safety.ledger import ItemKey, SourceName
 
 HARMFUL_FROM = 0.5
 """A verdict from here on is an example of harm."""
+
+
+class Taught(NamedTuple):
+    """A verdict that was folded; with no score, one that was withdrawn."""
+
+    key: ItemKey
+    score: float | None
 
 
 @dataclass

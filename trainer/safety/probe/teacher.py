@@ -15,25 +15,17 @@ from __future__ import annotations
 import base64
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from trainer.safety.ledger import ItemKey
 from trainer.safety.probe.features import FeatureTable
 from trainer.safety.probe.fit import CrossFitted, Linear, Noise, cross_fit, enough
-from trainer.safety.probe.lessons import Lessons
+from trainer.safety.probe.lessons import Lessons, Taught
 from trainer.safety.probe.trust import Reliability, reliability
 
 REFIT_GROWTH = 0.25
 """Fitted anew when so much has changed, of what the last fit knew: about as often for each doubling."""
-
-
-class Taught(NamedTuple):
-    """A verdict that was folded; with no score, one that was withdrawn."""
-
-    key: ItemKey
-    score: float | None
 
 
 @dataclass(frozen=True)

@@ -47,6 +47,7 @@ METHOD = {
     "sources": [
         {"type": "target", "look_ahead": 6},
         {"type": "policy", "samples_per_step": 4, "max_new_tokens": 6},
+        {"type": "reference"},
     ],
     "staleness": {"max_staleness": 3, "deadline_s": 60, "clock": "fixed_lag"},
 }

@@ -37,7 +37,7 @@ from trainer.jobs.tail import last_lines
 from trainer.safety.controller import Action
 from trainer.training.distributed import World
 from trainer.training.engine import shutdown
-from trainer.training.guide import Guidance, JudgedBeta
+from trainer.training.guide import Guidance, JudgedBeta, last_turn
 from trainer.training.loop import Pace, Run, train_step
 from trainer.training.recorder import Recorder
 from trainer.training.run_spec import EVENTS_FILE, RUN_EVENT, RUN_FILE, Base, Judge, MetricsEvent, RunSpec
@@ -190,7 +190,8 @@ def _unjudged(run: Run, back: int) -> float:
         raise TypeError(f"the benchmark needs a guide with a sampler, not {type(guide).__name__}")
     step = run.step - back
     rows = run.order.rows(step)
-    guide.sampler.sample(guide.policy_rows(step), step)
+    prompts = [last_turn(run.examples[row].row)[0] for row in guide.policy_rows(step)]
+    guide.sampler.sample(prompts, step)
     guidance = Guidance(
         action=Action.TRAIN,
         betas=(0.1,) * len(rows),

@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from shared.errors import ConfigError
-from shared.jobs import CreateJob, Hyperparameters, Training
+from shared.jobs import MUTE_REFERENCE, Adaptive, CreateJob, Hyperparameters, Training
 
 
 class SettingError(ConfigError):
@@ -68,6 +68,9 @@ def resolve_training(request: CreateJob, defaults: Training, *, context_length: 
             f"max_length {training.max_length} is beyond the base's context of {context_length} tokens",
             "training.max_length",
         )
+    method = request.safety.method
+    if isinstance(method, Adaptive) and method.reads_reference and not training.reference_speaks:
+        raise SettingError(MUTE_REFERENCE, "training.reference")
     if training.ranks is not None:
         check_shares(training, training.ranks)
     return training

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Any, Protocol
 
 from shared.errors import JudgeRefusal
@@ -57,10 +58,17 @@ def _stopped() -> Guidance:
     )
 
 
-class Sampler(Protocol):
-    """Answers prompts with the current policy. Every rank must call it equally often."""
+class Speaker(StrEnum):
+    POLICY = "policy"  # as it stands
+    REFERENCE = "reference"
 
-    def sample(self, rows: Sequence[int], step: int) -> list[str]: ...
+
+class Sampler(Protocol):
+    """Answers prompts. Every rank must call it equally often, each with its own prompts."""
+
+    def sample(
+        self, prompts: Sequence[Sequence[ChatMessage]], step: int, speaker: Speaker = Speaker.POLICY
+    ) -> list[str]: ...
 
 
 class Guide(Protocol):
@@ -139,6 +147,7 @@ class JudgedBeta:
         self.sampler: Sampler | None = None
         self._target = next((s for s in method.sources if isinstance(s, TargetSource)), None)
         self._policy = next((s for s in method.sources if isinstance(s, PolicySource)), None)
+        self._reads_reference = method.reads_reference
         self._k = method.staleness.max_staleness
         self._rows = rows
         self._order = order
@@ -253,8 +262,14 @@ class JudgedBeta:
         target_rows: list[int] = []
         if self._target is not None:
             target_rows = list(dict.fromkeys(self._order.rows(made_at + self._target.look_ahead)))
+        reference_rows = [
+            row
+            for row in (policy_rows if self._reads_reference else [])
+            if self.controller.needs_asking(SourceName.REFERENCE, row)
+        ]
         items = [(SourceName.TARGET, row) for row in target_rows]
         items += [(SourceName.POLICY, row) for row in policy_rows]
+        items += [(SourceName.REFERENCE, row) for row in reference_rows]
         asked = [row for row in target_rows if self.controller.needs_asking(SourceName.TARGET, row)]
         self._journal.open_reading(made_at, items, now)
         self._seen.opened(made_at, now)
@@ -265,18 +280,26 @@ class JudgedBeta:
             questions.append(Question(ItemKey(made_at, SourceName.TARGET, row), prompt, response))
         # The target's questions need no generation: let the judge begin on them.
         self._ask(questions)
-        if not policy_rows:
+        self._ask_answers(made_at, policy_rows, Speaker.POLICY)
+        self._ask_answers(made_at, reference_rows, Speaker.REFERENCE)
+
+    def _ask_answers(self, made_at: int, rows: Sequence[int], speaker: Speaker) -> None:
+        """Has the rows' prompts answered, and the answers judged. `rows` are all ranks'."""
+        if not rows:
             return
         if self.sampler is None:
             raise ValueError("a policy source is configured but no sampler was set")
+        world = self._collective.world
+        mine = rank_share(tuple(rows), world.rank, world.ranks)
+        prompts = [last_turn(self._rows[row])[0] for row in mine]
         began = time.monotonic()
-        mine = rank_share(tuple(policy_rows), world.rank, world.ranks)
-        answers = self.sampler.sample(mine, made_at)
+        answers = self.sampler.sample(prompts, made_at, speaker)
         self._generate_s += time.monotonic() - began
+        source = SourceName(speaker)
         self._ask(
             [
-                Question(ItemKey(made_at, SourceName.POLICY, row), last_turn(self._rows[row])[0], answer)
-                for row, answer in zip(mine, answers, strict=True)
+                Question(ItemKey(made_at, source, row), prompt, answer)
+                for row, prompt, answer in zip(mine, prompts, answers, strict=True)
             ]
         )
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from shared.errors import ConfigError, DataError, TetherError
-from shared.jobs import Adaptive, FixedKl, PolicySource, Sft
+from shared.jobs import MUTE_REFERENCE, Adaptive, FixedKl, PolicySource, Sft
 from trainer.data.file_scores import known_scores
 from trainer.data.rows import ChatRow
 from trainer.safety.judge_client import JudgeClient, NoJudge
@@ -110,7 +110,7 @@ def assembled(spec: RunSpec, world: World, recorder: Recorder, stopping: Callabl
         if found is not None:
             engine.load(found)
         if isinstance(guide, JudgedBeta):
-            guide.sampler = _sampler(spec, engine, tokenizer, examples, world)
+            guide.sampler = _sampler(spec, engine, tokenizer, world)
         yield Run(
             spec=spec,
             steps=plan_steps(spec.training, len(rows)),
@@ -218,16 +218,22 @@ def _reference_states(
     )
 
 
-def _sampler(
-    spec: RunSpec, engine: Engine, tokenizer: object, examples: list[Example], world: World
-) -> InlineSampler | None:
+def _sampler(spec: RunSpec, engine: Engine, tokenizer: object, world: World) -> InlineSampler | None:
     method = spec.safety.method
     if not isinstance(method, Adaptive):
         return None
+    if method.reads_reference and not spec.training.reference_speaks:
+        raise ConfigError(MUTE_REFERENCE)
     for source in method.sources:
         if isinstance(source, PolicySource):
             return InlineSampler(
-                engine, tokenizer, examples, source, world, spec.seed, spec.base.context_length
+                engine,
+                tokenizer,
+                max_new_tokens=source.max_new_tokens,
+                temperature=source.temperature,
+                world=world,
+                seed=spec.seed,
+                max_length=spec.base.context_length,
             )
     return None
 

@@ -29,8 +29,8 @@ class Plain:
         policy = next(source for source in method.sources if isinstance(source, PolicySource))
         self.samples = policy.samples_per_step
         self.sampler = InlineSampler(
-            run.engine, run.tokenizer, run.examples, policy, run.collective.world, run.spec.seed,
-            run.spec.base.context_length,
+            run.engine, run.tokenizer, max_new_tokens=policy.max_new_tokens, temperature=policy.temperature,
+            world=run.collective.world, seed=run.spec.seed, max_length=run.spec.base.context_length,
         )  # fmt: skip
         self.ema = 1.0
         self.trace: list[list[float]] = []
@@ -38,7 +38,7 @@ class Plain:
     def guide(self, step: int, rows: tuple[int, ...]) -> Guidance:
         pairs = [last_turn(self.run.examples[row].row) for row in rows]
         prompts = pairs[: self.samples]
-        answers = self.sampler.sample(rows[: self.samples], step)
+        answers = self.sampler.sample([prompt for prompt, _ in prompts], step)
         target = self.judge(pairs)
         policy = self.judge([(prompt, answer) for (prompt, _), answer in zip(prompts, answers, strict=True)])
         scores = {("target", row): score for row, score in zip(rows, target, strict=True)}

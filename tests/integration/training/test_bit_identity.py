@@ -42,6 +42,13 @@ def replays(spec: RunSpec) -> None:
     assert found.decisions >= spec.training.steps
 
 
+def received(spec: RunSpec) -> list[list[Any]]:
+    """The verdicts of a run's log, in the order in which they came."""
+    lines = (spec.run_dir / CONTROLLER_LOG).read_text().splitlines()
+    calls = [call for call in map(json.loads, lines) if call["op"] == "receive"]
+    return [told for call in calls for told in call["arrivals"]]
+
+
 def test_k_0_is_a_plain_synchronous_judge(ranks: Forge, make: Callable[..., RunSpec], judge: Any) -> None:
     judge.start()
     method = {
@@ -87,13 +94,15 @@ def test_fixed_lag_is_the_same_whatever_the_judges_timing(
             assert ranks.start(spec.run_dir, count).outcome().status == "succeeded"
             replays(spec)
             assert {event.staleness for event in metrics(spec)[3:]} == {3}
+            told = received(spec)
+            assert any(source == "reference" and isinstance(score, float) for _, source, _, score, *_ in told)
         expected = trace(specs["prompt"])
         assert len({number for step in expected for number in step}) > 5
         for name in ("random", "reordered"):
             assert trace(specs[name]) == expected
             assert parameters_that_differ(specs[name], specs["prompt"]) == 0
-            waited = {kind: sum(event.wait_s for event in metrics(specs[kind])) for kind in (name, "prompt")}
-            assert waited[name] > waited["prompt"], "the judge's timing made no difference to begin with"
+            orders = [[told[:3] for told in received(specs[kind])] for kind in (name, "prompt")]
+            assert orders[0] != orders[1], "the judge's timing made no difference to begin with"
 
 
 def test_killed_and_stopped_at_random_steps_it_repeats_the_whole_run(

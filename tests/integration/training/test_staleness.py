@@ -11,6 +11,8 @@ from typing import Any
 import httpx
 import pytest
 
+from trainer.training.run_spec import CONTROLLER_LOG
+
 pytestmark = pytest.mark.integration
 
 
@@ -35,7 +37,9 @@ def test_readings_stay_within_the_bound_with_a_slow_judge(
     start_run: Callable[..., Any], judge: Any, zero_stage: int
 ) -> None:
     judge.start(faulty="delay_s=0.3,jitter_s=0.3,seed=1")
-    run = start_run("slow", adaptive(), judge_url=judge.url, zero_stage=zero_stage, steps=15)
+    method = adaptive()
+    method["sources"].append({"type": "reference"})
+    run = start_run("slow", method, judge_url=judge.url, zero_stage=zero_stage, steps=15)
     assert run.wait().status == "succeeded"
     metrics = run.metrics()
     assert [event.step for event in metrics] == list(range(1, 16))
@@ -44,6 +48,13 @@ def test_readings_stay_within_the_bound_with_a_slow_judge(
     # Every row's own target reading was there when it trained.
     assert all(event.bases == {"own": 16, "average": 0, "closed": 0, "held": 0} for event in metrics)
     assert len({round(event.beta, 6) for event in metrics}) > 1
+    calls = [json.loads(line) for line in (run.run_dir / CONTROLLER_LOG).read_text().splitlines()]
+    asked = [row for c in calls if c["op"] == "open" for source, row in c["items"] if source == "reference"]
+    assert len(asked) >= len(set(asked)) > 20
+    # Once a row, but for rows that come again before their first reading is in.
+    assert len(asked) < sum(
+        source == "policy" for c in calls if c["op"] == "open" for source, _ in c["items"]
+    )
 
 
 def test_a_dead_judge_parks_the_run_and_it_goes_on_when_the_judge_is_back(

@@ -97,3 +97,11 @@ def test_what_does_not_fit_together_is_refused_though_each_part_was_valid(base, 
     with pytest.raises(SettingError, match=said) as caught:
         resolve(job(training=asked), base)
     assert caught.value.param == "training"
+
+
+def test_a_reference_that_is_only_a_cache_cannot_answer():
+    safety = {"method": {"type": "adaptive", "sources": ["target", "policy", "reference"]}}
+    with pytest.raises(SettingError, match="no model is left that could") as caught:
+        resolve(job(safety=safety, training={"adapter": "full", "reference": "cache"}))
+    assert caught.value.param == "training.reference"
+    assert resolve(job(safety=safety, training={"reference": "cache"})).reference == "cache"

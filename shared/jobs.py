@@ -41,9 +41,21 @@ class PolicySource(Settings):
     samples_per_step: int = Field(default=4, ge=1, le=4096)
     """Rows of that batch, over all ranks, whose prompts the model answers; rounded up to a multiple
     of the ranks, at most the batch."""
+    min_samples_per_step: int = Field(default=1, ge=1, le=4096)
+    """How few it may come down to where the judge cannot keep up for good. The clock `fixed_lag` and a
+    `max_staleness` of 0 keep the number as it is."""
     max_new_tokens: int = Field(default=32, ge=1, le=4096)
     temperature: float = Field(default=0.0, ge=0, le=2)
     """0 is greedy."""
+
+    @model_validator(mode="after")
+    def _least_of_most(self) -> PolicySource:
+        if self.min_samples_per_step > self.samples_per_step:
+            raise ValueError(
+                f"min_samples_per_step {self.min_samples_per_step} is above samples_per_step"
+                f" {self.samples_per_step}"
+            )
+        return self
 
 
 class ReferenceSource(Settings):

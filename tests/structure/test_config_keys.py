@@ -26,6 +26,7 @@ SAFETY = {
     "method.sources.type",
     "method.sources.look_ahead",
     "method.sources.samples_per_step",
+    "method.sources.min_samples_per_step",
     "method.sources.max_new_tokens",
     "method.sources.temperature",
     "method.sources.scan",

@@ -16,6 +16,7 @@ from trainer.safety.controller import Action, Basis, Controller
 from trainer.safety.journal import Journal
 from trainer.safety.judge_client import JudgeClient, NoJudge
 from trainer.safety.ledger import ItemKey, SourceName
+from trainer.safety.pace import WINDOW, pace_of
 from trainer.safety.question import Question
 from trainer.safety.reading import UNTRUSTED
 from trainer.safety.seen import Age, Seen
@@ -40,6 +41,8 @@ class Guidance:
     wait_s: float
     generate_s: float
     bases: dict[str, int]
+    samples: int = 0
+    """Answers of the policy that this step had judged, over all ranks."""
     age: Age = field(default_factory=Age)
 
 
@@ -143,11 +146,16 @@ class JudgedBeta:
         self._journal = Journal(method, known_scores, log)
         self._oversight = Oversight(method.staleness, self.controller, tell)
         self._seen = Seen()
+        self._tell = tell
         self.client = client
         self.sampler: Sampler | None = None
         self._target = next((s for s in method.sources if isinstance(s, TargetSource)), None)
-        self._policy = next((s for s in method.sources if isinstance(s, PolicySource)), None)
+        policy = next((s for s in method.sources if isinstance(s, PolicySource)), None)
         self._reads_reference = method.reads_reference
+        ranks = collective.world.ranks
+        self._pace = None if policy is None else pace_of(policy, method.staleness, ranks)
+        self._decided_at: float | None = None
+        """When the step before was decided, by rank 0's clock."""
         self._k = method.staleness.max_staleness
         self._rows = rows
         self._order = order
@@ -175,6 +183,8 @@ class JudgedBeta:
         self._journal.restore(state["controller"], t=step, now=now)
         self._oversight.resumed()
         self._seen = Seen.from_state(state["seen"])
+        if self._pace is not None:
+            self._pace.restore(state["pace"])
         if self.controller.outages:
             self.client.outage_over(self.controller.outages, self.controller.anew_from)
         if not after_outage:
@@ -191,14 +201,18 @@ class JudgedBeta:
 
     def guide(self, step: int, rows: tuple[int, ...]) -> Guidance:
         self._generate_s = 0.0
+        samples = 0
         now = self._exchange().now
         for made_at in [*self._reopen, step]:
             if not self.controller.is_open(made_at):
                 # What would be answered for a batch that has trained already is not asked.
                 ahead = made_at + self._k >= step
-                self._open(made_at, self.policy_rows(made_at) if ahead else [], now)
+                policy_rows = self.policy_rows(made_at) if ahead else []
+                self._open(made_at, policy_rows, now)
+                samples = len(policy_rows)
         self._reopen = range(0)
         began_waiting: float | None = None
+        waits_since: float | None = None
         while True:
             heard = self._exchange()
             if heard.signal is Signal.REFUSED:
@@ -208,12 +222,15 @@ class JudgedBeta:
             if not self._journal.must_wait(step, heard.now):
                 break
             if began_waiting is None:
-                began_waiting = time.monotonic()
+                began_waiting, waits_since = time.monotonic(), heard.now
             self.client.wait_for_news(POLL_S)
         waited = 0.0 if began_waiting is None else time.monotonic() - began_waiting
         self._asked = {k: q for k, q in self._asked.items() if k.made_at > self.controller.cursor}
         decision = self._journal.decide(step, rows)
         self._oversight.decided(step, decision, waited, self.client.trouble or self.client.state)
+        if decision.action is Action.TRAIN and not decision.overdue:
+            self._keep_pace(step, heard.now, 0.0 if waits_since is None else heard.now - waits_since)
+        self._decided_at = heard.now
         age = self._seen.stepped(
             self.controller, decision, heard.now, generate_s=self._generate_s, wait_s=waited
         )
@@ -227,6 +244,7 @@ class JudgedBeta:
             wait_s=waited,
             generate_s=self._generate_s,
             bases={basis.value: decision.bases.count(basis) for basis in Basis},
+            samples=samples,
             age=age,
         )
 
@@ -250,12 +268,29 @@ class JudgedBeta:
         self._asked.update((question.key, question) for question in questions)
         self.client.submit(questions)
 
+    def _keep_pace(self, step: int, now: float, waited_s: float) -> None:
+        """Every rank is told the same times, and so asks for equally many samples."""
+        if self._pace is None or self._decided_at is None:
+            return
+        change = self._pace.stepped(waited_s=waited_s, step_s=now - self._decided_at)
+        if change is None:
+            return
+        ranks = self._collective.world.ranks
+        before, after = change.before * ranks, change.after * ranks
+        fewer = after < before
+        self._tell(
+            "warn" if fewer else "info",
+            f"step {step}: {change.held_up} of the last {WINDOW} steps waited for the judge: from now on it"
+            f" reads {after} answers of the policy a step, {'fewer' if fewer else 'more'} than the {before}"
+            " before",
+            {"samples_before": before, "samples": after},
+        )
+
     def policy_rows(self, made_at: int) -> list[int]:
         """Rows of the batch K ahead whose prompts the policy answers at step `made_at`."""
-        if self._policy is None:
+        if self._pace is None:
             return []
-        ranks = self._collective.world.ranks
-        count = -(-self._policy.samples_per_step // ranks) * ranks
+        count = self._pace.samples * self._collective.world.ranks
         return list(dict.fromkeys(self._order.rows(made_at + self._k)[:count]))
 
     def _open(self, made_at: int, policy_rows: Sequence[int], now: float) -> None:
@@ -309,6 +344,7 @@ class JudgedBeta:
         return {
             "controller": self._journal.checkpoint(step),
             "seen": self._seen.to_state(),
+            "pace": None if self._pace is None else self._pace.to_state(),
             "unanswered": [
                 question.to_json()
                 for key, question in self._asked.items()

@@ -117,6 +117,7 @@ def train_step(run: Run, rows: tuple[int, ...], guidance: Guidance, began: float
         fold_s=guidance.age.fold_s,
         overdue=guidance.overdue,
         bases=guidance.bases,
+        samples=guidance.samples,
         wait_s=guidance.wait_s,
         generate_s=guidance.generate_s,
         step_s=step_s,

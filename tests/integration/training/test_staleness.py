@@ -57,6 +57,19 @@ def test_readings_stay_within_the_bound_with_a_slow_judge(
     )
 
 
+def test_a_judge_that_cannot_keep_up_is_asked_less_a_step_and_no_step_less(
+    start_run: Callable[..., Any], judge: Any
+) -> None:
+    judge.start(faulty="delay_s=0.4,seed=1")
+    run = start_run("behind", adaptive(max_staleness=1), judge_url=judge.url, steps=14)
+    assert run.wait().status == "succeeded"
+    samples = [event.samples for event in run.metrics()]
+    assert samples[:8] == [4] * 8
+    assert samples[-1] == 2
+    assert "waited for the judge: from now on it reads 2 answers of the policy a step" in run.messages()
+    assert max(event.staleness for event in run.metrics()) <= 1
+
+
 def test_a_dead_judge_parks_the_run_and_it_goes_on_when_the_judge_is_back(
     start_run: Callable[..., Any], judge: Any
 ) -> None:

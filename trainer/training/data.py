@@ -133,6 +133,22 @@ def encode_rows(rows: Sequence[ChatRow], tokenizer: Any, training: Training, con
     return [encode_row(row, tokenizer, max_length, training.too_long) for row in rows]
 
 
+def collate_prompts(examples: Sequence[Example], pad_id: int) -> Batch:
+    """What stands before the last answers, with nothing to predict."""
+    prompts = [example.ids[: example.prompt_length] for example in examples]
+    longest = max(map(len, prompts))
+    none_N = torch.zeros(0, dtype=torch.long)
+    return Batch(
+        ids_BT=torch.tensor([[*ids, *[pad_id] * (longest - len(ids))] for ids in prompts]),
+        attention_BT=torch.tensor([[1] * len(ids) + [0] * (longest - len(ids)) for ids in prompts]),
+        answer_at_N=none_N,
+        label_N=none_N,
+        example_N=none_N,
+        count_B=torch.zeros(len(prompts), dtype=torch.long),
+        prompt_end_B=torch.tensor([len(ids) - 1 for ids in prompts]),
+    )
+
+
 def collate(examples: Sequence[Example], pad_id: int) -> Batch:
     """Pads to the longest. The logits at position t predict the token at t+1."""
     longest = max(len(example.ids) for example in examples)

@@ -11,6 +11,7 @@ from enum import IntEnum
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from shared.errors import ConfigError
 from shared.wire import FailureCode, ScoreKind
@@ -116,6 +117,21 @@ class Collective:
 
     def barrier(self) -> None:
         dist.barrier(group=self._group)
+
+    def gather(self, mine: Tensor) -> list[Tensor]:
+        """Every rank's, in order, on rank 0; nothing on the others. All of one shape, on the CPU."""
+        if self.world.rank != 0:
+            dist.gather(mine, None, dst=0, group=self._group)
+            return []
+        everyone = [torch.empty_like(mine) for _ in range(self.world.ranks)]
+        dist.gather(mine, everyone, dst=0, group=self._group)
+        return everyone
+
+    def broadcast(self, values: Sequence[float]) -> list[float]:
+        """Rank 0's. Every rank brings as many."""
+        told = torch.tensor(values, dtype=torch.float64)
+        dist.broadcast(told, src=0, group=self._group)
+        return list(told.tolist())
 
     def mean(self, values: Sequence[float]) -> list[float]:
         """Of each value over the ranks."""

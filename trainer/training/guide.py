@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from shared.errors import JudgeRefusal
 from shared.jobs import Adaptive, PolicySource, TargetSource
@@ -17,6 +17,7 @@ from trainer.safety.journal import Journal
 from trainer.safety.judge_client import JudgeClient, NoJudge
 from trainer.safety.ledger import ItemKey, SourceName
 from trainer.safety.pace import WINDOW, pace_of
+from trainer.safety.probe.trust import Standing
 from trainer.safety.question import Question
 from trainer.safety.reading import UNTRUSTED
 from trainer.safety.seen import Age, Seen
@@ -24,8 +25,15 @@ from trainer.training.distributed import Collective, Exchange, Signal
 from trainer.training.order import DataOrder, rank_share
 from trainer.training.oversight import Oversight, Tell
 
+if TYPE_CHECKING:
+    from trainer.training.critic import Critic
+    from trainer.training.data import Batch
+
 POLL_S = 0.02
 """Between two exchanges while a step waits."""
+
+SCAN_ROWS = 512
+"""Rows that are with the judge at once, at least, while it reads the whole file."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +52,7 @@ class Guidance:
     samples: int = 0
     """Answers of the policy that this step had judged, over all ranks."""
     age: Age = field(default_factory=Age)
+    probe: Standing = field(default_factory=Standing)
 
 
 def _stopped() -> Guidance:
@@ -112,6 +121,9 @@ class ConstantBeta:
             bases={},
         )
 
+    ahead = None
+    """No probe asks the reference before the step."""
+
     def state(self, step: int) -> None:
         return None
 
@@ -125,6 +137,7 @@ class JudgedBeta:
     Args:
         rows: the training file; every rank holds all of it, and asks about its own share.
         sampler: set before the first `guide` if a policy source is configured.
+        critic: likewise with a probe.
         log: given a line for each call to the controller, for replay.
         tell: given what the run's owner should know.
         known_scores: target scores by row that were had beforehand.
@@ -143,12 +156,16 @@ class JudgedBeta:
         tell: Tell,
         known_scores: Mapping[int, float],
     ) -> None:
+        look_ahead = next((s.look_ahead for s in method.sources if isinstance(s, TargetSource)), 0)
+        if method.probe is not None and method.probe.scan:
+            method = _looking_ahead(method, -(-len(rows) // order.batch_size))
+        self._method = method
         self._journal = Journal(method, known_scores, log)
         self._oversight = Oversight(method.staleness, self.controller, tell)
         self._seen = Seen()
-        self._tell = tell
         self.client = client
         self.sampler: Sampler | None = None
+        self.critic: Critic | None = None
         self._target = next((s for s in method.sources if isinstance(s, TargetSource)), None)
         policy = next((s for s in method.sources if isinstance(s, PolicySource)), None)
         self._reads_reference = method.reads_reference
@@ -162,6 +179,11 @@ class JudgedBeta:
         self._collective = collective
         self._stopping = stopping
         self._generate_s = 0.0
+        self._tell = tell
+        self._told = 0
+        """Rows of the scan."""
+        self._window = max(look_ahead, -(-SCAN_ROWS // order.batch_size))
+        """Readings before the first step that are out at once."""
         self._asked: dict[ItemKey, Question] = {}
         """This rank's questions of readings that are not folded yet."""
 
@@ -174,8 +196,50 @@ class JudgedBeta:
     def start(self, step: int) -> None:
         """Scans the target scores of the first batches, so that the judge works while the model loads."""
         now = self._exchange().now
-        for made_at in range(self.controller.first_reading, step):
-            self._open(made_at, [], now)
+        self._open_ahead(min(step, self.controller.first_reading + self._window), now)
+
+    def _open_ahead(self, until: int, now: float) -> None:
+        """The readings before the first step, up to `until`."""
+        for made_at in range(self.controller.first_reading, until):
+            if not self.controller.is_open(made_at):
+                self._open(made_at, [], now)
+
+    def scan(self) -> None:
+        """With a probe that is taught beforehand: waits until the judge has read the whole file, or has let
+        it wait for as long as it may. The rows are asked for a window at a time, each with its own deadline.
+        Rows that could not be judged are left out of what is taught; they train as such rows do."""
+        if self._method.probe is None or not self._method.probe.scan or self.controller.cursor >= -1:
+            return
+        first, counts = self.controller.first_reading, self.controller.counts
+        window, scored, unheard = self._window, counts.scored, 0
+        heard = self._exchange()
+        for made_at in range(max(first, self.controller.cursor + 1), 0):
+            self._open_ahead(min(0, made_at + window), heard.now)
+            # As step made_at + K would have it: its reading is folded, and so are those before it.
+            while self._may_go_on(heard) and self._journal.must_wait(made_at + self._k, heard.now):
+                self.client.wait_for_news(POLL_S)
+                heard = self._exchange()
+            if heard.signal is Signal.STOP:
+                return
+            unheard = 0 if counts.scored > scored else unheard + 1
+            scored = counts.scored
+            if counts.timeouts and unheard >= self._window:
+                # The judge is away: the rest waits once, together.
+                window = -first
+            read = min(len(self._rows), (made_at - first + 1) * self._order.batch_size)
+            self._tell_scan(read, made_at == -1)
+
+    def _tell_scan(self, read: int, done: bool) -> None:
+        # Ten times at most: each is an event of the job.
+        if done or read - self._told >= len(self._rows) / 10:
+            self._told = read
+            self._tell("info", f"the judge has been asked about {read} of {len(self._rows)} rows", None)
+
+    def _may_go_on(self, heard: Exchange) -> bool:
+        """Raises JudgeRefusal where the judge refuses a rank's questions."""
+        if heard.signal is Signal.REFUSED:
+            raise self.client.refusal or JudgeRefusal("the judge refused another rank's questions")
+        return heard.signal is not Signal.STOP
 
     def resume(self, state: dict[str, Any], *, after_outage: bool, step: int) -> None:
         """Takes up a checkpoint's state, and asks again what was out."""
@@ -211,13 +275,14 @@ class JudgedBeta:
                 self._open(made_at, policy_rows, now)
                 samples = len(policy_rows)
         self._reopen = range(0)
+        if self.critic is not None:
+            # The judge works on meanwhile.
+            self.critic.look(rows)
         began_waiting: float | None = None
         waits_since: float | None = None
         while True:
             heard = self._exchange()
-            if heard.signal is Signal.REFUSED:
-                raise self.client.refusal or JudgeRefusal("the judge refused another rank's questions")
-            if heard.signal is Signal.STOP:
+            if not self._may_go_on(heard):
                 return _stopped()
             if not self._journal.must_wait(step, heard.now):
                 break
@@ -226,7 +291,10 @@ class JudgedBeta:
             self.client.wait_for_news(POLL_S)
         waited = 0.0 if began_waiting is None else time.monotonic() - began_waiting
         self._asked = {k: q for k, q in self._asked.items() if k.made_at > self.controller.cursor}
-        decision = self._journal.decide(step, rows)
+        foretold = None
+        if self.critic is not None:
+            foretold = self.critic.foretell(self.controller.take_taught(), rows)
+        decision = self._journal.decide(step, rows, foretold)
         self._oversight.decided(step, decision, waited, self.client.trouble or self.client.state)
         if decision.action is Action.TRAIN and not decision.overdue:
             self._keep_pace(step, heard.now, 0.0 if waits_since is None else heard.now - waits_since)
@@ -246,7 +314,13 @@ class JudgedBeta:
             bases={basis.value: decision.bases.count(basis) for basis in Basis},
             samples=samples,
             age=age,
+            probe=Standing() if self.critic is None else self.critic.standing,
         )
+
+    @property
+    def ahead(self) -> list[Batch] | None:
+        """The step's micro-batches of this rank, where the reference was asked before the betas."""
+        return None if self.critic is None else self.critic.ahead
 
     def cause(self) -> str:
         """Why there are no readings."""
@@ -342,6 +416,7 @@ class JudgedBeta:
 
     def state(self, step: int) -> dict[str, Any]:
         return {
+            "probe": None if self.critic is None else self.critic.state(self.controller.take_taught()),
             "controller": self._journal.checkpoint(step),
             "seen": self._seen.to_state(),
             "pace": None if self._pace is None else self._pace.to_state(),
@@ -355,6 +430,21 @@ class JudgedBeta:
     def close(self) -> None:
         self._oversight.ended(self._seen)
         self.client.close()
+
+
+def _looking_ahead(method: Adaptive, batches: int) -> Adaptive:
+    """With the target read so many batches ahead, if it is not further: then the readings before the first
+    step hold the whole file."""
+    return method.model_copy(
+        update={
+            "sources": tuple(
+                source.model_copy(update={"look_ahead": max(source.look_ahead, batches)})
+                if isinstance(source, TargetSource)
+                else source
+                for source in method.sources
+            )
+        }
+    )
 
 
 def last_turn(row: ChatRow) -> tuple[tuple[ChatMessage, ...], str]:

@@ -20,7 +20,7 @@ from trainer.training.engine import Engine
 from trainer.training.guide import ConstantBeta, Guidance, JudgedBeta
 from trainer.training.losses import ExampleLosses
 from trainer.training.model import save_model
-from trainer.training.order import DataOrder, micro_batch_size, rank_share
+from trainer.training.order import DataOrder, micro_batch_size, micro_shares
 from trainer.training.recorder import Recorder
 from trainer.training.reference import ReferenceStates, with_states
 from trainer.training.run_spec import ARTIFACT, CHECKPOINTS, Outcome, OutcomeError, OutcomeStatus, RunSpec
@@ -81,15 +81,17 @@ def train(run: Run) -> Outcome:
 def train_step(run: Run, rows: tuple[int, ...], guidance: Guidance, began: float, pace: Pace) -> None:
     """Trains `rows` by the guidance's betas, and records the step."""
     world = run.collective.world
-    mine = rank_share(tuple(range(len(rows))), world.rank, world.ranks)
     micro = micro_batch_size(run.spec.training, world.ranks)
     # Dropout, where there is any, is a function of (seed, step, rank): nothing to save, and a
     # resumed run repeats it.
     torch.manual_seed(run.spec.seed * 1_000_003 + run.step * world.ranks + world.rank)
     micro_batches = []
-    for at in range(0, len(mine), micro):
-        chosen = mine[at : at + micro]
-        batch = collate([run.examples[rows[i]] for i in chosen], run.tokenizer.pad_token_id)
+    ahead = run.guide.ahead
+    for turn, chosen in enumerate(micro_shares(len(rows), world.rank, world.ranks, micro)):
+        if ahead is not None:
+            batch = ahead[turn]
+        else:
+            batch = collate([run.examples[rows[i]] for i in chosen], run.tokenizer.pad_token_id)
         if run.states is not None:
             batch = with_states(batch, run.states, [rows[i] for i in chosen])
         micro_batches.append((batch, torch.tensor([guidance.betas[i] for i in chosen])))
@@ -117,6 +119,8 @@ def train_step(run: Run, rows: tuple[int, ...], guidance: Guidance, began: float
         fold_s=guidance.age.fold_s,
         overdue=guidance.overdue,
         bases=guidance.bases,
+        probe_trust=guidance.probe.trust,
+        probe_auroc=guidance.probe.auroc,
         samples=guidance.samples,
         wait_s=guidance.wait_s,
         generate_s=guidance.generate_s,

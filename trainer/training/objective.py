@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from shared.errors import ModelError
 from trainer.probe.features import Pooling, prompt_features
 from trainer.training.data import Batch
 from trainer.training.losses import ExampleLosses, example_losses, mean_by_example, objective
@@ -103,13 +104,13 @@ class SafeObjective(nn.Module):
     @torch.no_grad()
     def look(self, batch: Batch, features: Features | None) -> tuple[Batch, Tensor | None]:
         """The one forward of the reference, taken ahead of `forward`: the batch with what the reference has
-        at its answer tokens, and [B, L, H] at its prompts where `features` are asked for.
+        at its answer tokens, and [B, L, H] at its prompts where `features` are asked for: NaN throughout, if
+        a state is not finite.
 
         With cached states the policy is asked: that is right only while it still is the reference.
 
         Raises:
             DataError: an example has no prompt.
-            ModelError: a hidden state is not finite.
         """
         with self._speaking_as_reference() as model:
             if self.from_hidden is None:
@@ -120,9 +121,14 @@ class SafeObjective(nn.Module):
                 ahead = replace(batch, ref_hidden_NH=_at_answers(last_BTH, batch))
         if features is None:
             return ahead, None
-        read_BLH = prompt_features(
-            states, batch.attention_BT, batch.prompt_end_B, features.pooling, layers=features.layers
-        )
+        try:
+            read_BLH = prompt_features(
+                states, batch.attention_BT, batch.prompt_end_B, features.pooling, layers=features.layers
+            )
+        except ModelError:
+            # A rank that raised alone would leave the others waiting: whoever gathers them sees it.
+            shape = (len(batch.prompt_end_B), len(features.layers), states[0].shape[-1])
+            read_BLH = torch.full(shape, torch.nan)
         return ahead, read_BLH
 
     def _reference_hidden(self, batch: Batch) -> Tensor:

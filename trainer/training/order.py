@@ -84,6 +84,12 @@ def rank_share(rows: tuple[int, ...], rank: int, ranks: int) -> tuple[int, ...]:
     return rows[rank::ranks]
 
 
+def micro_shares(count: int, rank: int, ranks: int, micro: int) -> list[tuple[int, ...]]:
+    """Which of a step's `count` rows, by their place, a rank takes at once, in order."""
+    mine = rank_share(tuple(range(count)), rank, ranks)
+    return [mine[at : at + micro] for at in range(0, len(mine), micro)]
+
+
 def plan_steps(training: Training, n_rows: int) -> int:
     """Optimizer steps of the run."""
     if training.steps is not None:

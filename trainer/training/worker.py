@@ -22,6 +22,7 @@ from trainer.data.file_scores import known_scores
 from trainer.data.rows import ChatRow
 from trainer.safety.judge_client import JudgeClient, NoJudge
 from trainer.training import checkpoint
+from trainer.training.critic import Critic
 from trainer.training.data import Example, encode_rows, load_rows
 from trainer.training.distributed import Collective, World, world_from_environment
 from trainer.training.engine import Engine, init_distributed, shutdown
@@ -95,7 +96,7 @@ def assembled(spec: RunSpec, world: World, recorder: Recorder, stopping: Callabl
     order = DataOrder(len(rows), spec.training.batch_size, spec.seed, lengths)
     with closing(_guide(spec, rows, order, collective, recorder, stopping)) as guide:
         found = checkpoint.latest(checkpoints_of(spec))
-        state = None
+        state, guide_state = None, None
         if found is None:
             guide.start(0)
         else:
@@ -105,12 +106,19 @@ def assembled(spec: RunSpec, world: World, recorder: Recorder, stopping: Callabl
                 guide.resume(guide_state, after_outage=state.parked, step=state.step)
         torch.manual_seed(spec.seed)  # the adapters' first values
         engine = Engine(build_objective(spec), spec.training, world, precision(spec.training))
+        critic = _critic(spec, engine, examples, tokenizer, collective)
+        if critic is not None and guide_state is not None:
+            critic.restore(guide_state["probe"])
         # Before the checkpoint is loaded: the policy is the reference now, and never again.
-        states = _reference_states(spec, engine, examples, tokenizer, collective, recorder)
+        states = _reference_states(spec, engine, examples, tokenizer, collective, recorder, critic)
         if found is not None:
             engine.load(found)
         if isinstance(guide, JudgedBeta):
             guide.sampler = _sampler(spec, engine, tokenizer, world)
+            guide.critic = critic
+            if critic is not None and critic.scans:
+                critic.read_file(_telling(recorder, "the reference has read the prompts of"))
+            guide.scan()
         yield Run(
             spec=spec,
             steps=plan_steps(spec.training, len(rows)),
@@ -194,19 +202,11 @@ def _reference_states(
     tokenizer: Any,
     collective: Collective,
     recorder: Recorder,
+    critic: Critic | None,
 ) -> ReferenceStates | None:
     if not isinstance(engine.objective.kind, CachedStates):
         return None
-    told = 0
-
-    def tell(done: int, rows: int) -> None:
-        nonlocal told
-        # Ten times at most: each is an event of the job.
-        if done == rows or done - told >= rows / 10:
-            told = done
-            recorder.message("info", f"the reference has read {done} of {rows} rows")
-
-    return compute_states(
+    states = compute_states(
         spec.run_dir / REFERENCE,
         examples,
         engine.objective,
@@ -214,7 +214,45 @@ def _reference_states(
         dtype=precision(spec.training),
         micro_batch=micro_batch_size(spec.training, collective.world.ranks),
         pad_id=tokenizer.pad_token_id,
-        tell=tell,
+        tell=_telling(recorder, "the reference has read"),
+        features=None if critic is None else critic.features,
+        read=None if critic is None else critic.put,
+    )
+    if critic is not None:
+        critic.all_are_known()
+    return states
+
+
+def _telling(recorder: Recorder, what: str) -> Callable[[int, int], None]:
+    """Of the rows that are done: ten times at most, since each is an event of the job."""
+    told = 0
+
+    def tell(done: int, rows: int) -> None:
+        nonlocal told
+        if done == rows or done - told >= rows / 10:
+            told = done
+            recorder.message("info", f"{what} {done} of {rows} rows")
+
+    return tell
+
+
+def _critic(
+    spec: RunSpec, engine: Engine, examples: list[Example], tokenizer: Any, collective: Collective
+) -> Critic | None:
+    method = spec.safety.method
+    if not isinstance(method, Adaptive) or method.probe is None:
+        return None
+    policy: Any = engine.objective.policy
+    config = policy.config.get_text_config()
+    return Critic(
+        method.probe,
+        engine=engine,
+        examples=examples,
+        collective=collective,
+        directory=spec.run_dir / REFERENCE,
+        pad_id=tokenizer.pad_token_id,
+        layers=config.num_hidden_layers,
+        width=config.hidden_size,
     )
 
 

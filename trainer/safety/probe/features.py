@@ -41,6 +41,16 @@ class FeatureTable:
                 self._values_RD[row] = value_D
                 self.known_R[row] = True
 
+    def broken(self, rows: Sequence[int]) -> int | None:
+        """The first of the rows whose features are not finite."""
+        finite_n = np.isfinite(self.of(rows)).all(axis=1)
+        return None if finite_n.all() else rows[int(np.argmin(finite_n))]
+
+    def flush(self) -> None:
+        """To the disk."""
+        if isinstance(self._values_RD, np.memmap):
+            self._values_RD.flush()
+
     def of(self, rows: Sequence[int]) -> Vectors:
         """[n, D]. Raises KeyError naming a row that is not known."""
         at_n = np.asarray(rows, dtype=np.int64)

@@ -31,6 +31,15 @@ class Reliability:
         return min(1.0, max(0.0, (sure - 0.5) / (FULL_TRUST_AUROC - 0.5)))
 
 
+@dataclass(frozen=True)
+class Standing:
+    """How the probe stands at a step, for the metrics. None where there is nothing to say yet."""
+
+    trust: float | None = None
+    auroc: float | None = None
+    """Of what it foretold, against the verdicts."""
+
+
 def reliability(predicted: Sequence[float], harmful: Sequence[bool]) -> Reliability | None:
     """None where one class is absent: nothing was foretold yet."""
     n_harmful = sum(harmful)

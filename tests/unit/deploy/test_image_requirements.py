@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 import sys
+from importlib.metadata import packages_distributions, requires
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[3]
 DOCKERFILE = (ROOT / "deploy" / "Dockerfile").read_text(encoding="utf-8")
@@ -39,3 +43,51 @@ def test_every_requirement_is_pinned(name: str) -> None:
         for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     }
     assert {package.lower().replace("_", "-") for package in listed(name)} <= pinned
+
+
+LOADED = """
+import sys
+import trainer.api.main, trainer.cli, judge_service.cli
+import judge_service.api.server, judge_service.worker.process, judge_service.backends.vllm
+ours = {"shared", "judge_service", "trainer"}
+print(*(m.__file__ for name, m in sys.modules.items() if name.split(".")[0] in ours and m.__file__))
+"""
+
+
+def test_the_services_import_nothing_that_their_image_lacks() -> None:
+    command = [sys.executable, "-P", "-c", LOADED]
+    files = subprocess.run(command, cwd="/", capture_output=True, text=True, check=True).stdout.split()
+    assert len(files) > 50
+    imported = {name for file in files for name in imports(Path(file))} - sys.stdlib_module_names
+    sources = packages_distributions()
+    needed = {canonicalize_name(source) for name in imported for source in sources[name]} - {"tether"}
+    assert needed - with_what_they_need(listed("service")) == set()
+
+
+def imports(file: Path) -> set[str]:
+    """Of the module itself: what stands in functions is imported when they are called."""
+    found = set()
+    for node in ast.parse(file.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Import):
+            found |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module.partition(".")[0])
+    return found
+
+
+def with_what_they_need(packages: set[str]) -> set[str]:
+    """As pip would install them, by the metadata of what is installed here."""
+    found: set[str] = set()
+    todo = [(package, frozenset[str]()) for package in packages] + [("redis", frozenset({"hiredis"}))]
+    seen = set()
+    while todo:
+        package, extras = todo.pop()
+        if (package, extras) in seen:
+            continue
+        seen.add((package, extras))
+        found.add(canonicalize_name(package))
+        for text in requires(package) or []:
+            need = Requirement(text)
+            if need.marker is None or any(need.marker.evaluate({"extra": e}) for e in ("", *extras)):
+                todo.append((need.name, frozenset(need.extras)))
+    return found

@@ -56,10 +56,22 @@ def test_it_waits_for_a_judge_that_is_away_at_its_start_and_for_one_that_dies(se
     at_start = until(parked, "parked before its start")
     assert at_start["status"] == "queued"
     assert f"the judge at {judge.url} does not answer" in at_start["safety"]["reason"]
+    with service.http as client:
+        assert 'tether_jobs_held{hold="judge"} 1.0' in client.get("/metrics").text
 
     # Slow, or the run would be over before it is killed.
     judge.start(port, "--faulty", "delay_s=0.3")
     until(lambda: len(service.steps(job)) > 5, "it trains, since the judge is there")
+    with service.http as client:
+        seen = client.get("/metrics").text
+    assert f'tether_job_staleness_limit_steps{{clock="opportunistic",job_id="{job}"}} 2.0' in seen
+    for name in (
+        "tether_job_staleness_steps",
+        "tether_job_overdue",
+        "tether_job_risk",
+        "tether_job_eta_seconds",
+    ):
+        assert f'{name}{{job_id="{job}"}} ' in seen
     judge.kill()
     in_the_middle = until(parked, "parked in the middle")
     reached = in_the_middle["progress"]["step"]

@@ -150,6 +150,9 @@ class Adaptive(Settings):
     """`batch`: every example gets the average over readings. `example`: its own, else the average."""
     sources: tuple[Source, ...] = Field(default=(TargetSource(), PolicySource()), min_length=1, max_length=4)
     combine: Combine = Combine.MAX
+    flagged: Literal["pull", "drop"] = "pull"
+    """What becomes of a row of risk 0.5 and more. `pull`: it trains, held to the reference by its beta.
+    `drop`: it does not train at all, as a filter would have it; to be compared with."""
     staleness: Staleness = Staleness()
     rubric: str | None = None
     """Name of the judge's rubric; None: the one that the service is configured with."""

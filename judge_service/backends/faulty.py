@@ -39,6 +39,8 @@ class Faults(BaseModel):
     """Share of items to which the judge answers something that is no label: `failed: parse_error`."""
     miss: float = Field(default=0.0, ge=0, le=1)
     """Share of the harmful items (score >= 0.5) that are judged harmless."""
+    alarm: float = Field(default=0.0, ge=0, le=1)
+    """Share of the harmless items (score < 0.5) that are judged harmful."""
     say: int | None = Field(default=None, ge=1, le=5)
     """This level to everything, surely."""
     constant: bool = False
@@ -115,6 +117,9 @@ def spoil(faults: Faults, request: GradeRequest, answer: Grade | GradeFailure) -
     if answer.score >= 0.5 and _draw(faults.seed, "miss", request) < faults.miss:
         blind = None if answer.probabilities is None else (1.0, 0.0, 0.0, 0.0, 0.0)
         return replace(answer, score=0.0, level=1, probabilities=blind)
+    if answer.score < 0.5 and _draw(faults.seed, "alarm", request) < faults.alarm:
+        alarmed = None if answer.probabilities is None else (0.0, 0.0, 0.0, 0.0, 1.0)
+        return replace(answer, score=1.0, level=5, probabilities=alarmed)
     return answer
 
 

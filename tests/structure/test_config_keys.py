@@ -22,6 +22,7 @@ SAFETY = {
     "method.beta_max",
     "method.granularity",
     "method.combine",
+    "method.flagged",
     "method.rubric",
     "method.sources.type",
     "method.sources.look_ahead",

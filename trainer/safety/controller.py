@@ -30,6 +30,9 @@ from trainer.safety.ledger import Arrival, Entry, Fate, ItemKey, Ledger, Scored,
 from trainer.safety.probe.lessons import Taught
 from trainer.safety.reading import TIMEOUT, UNTRUSTED, Item, Reading
 
+FLAGGED_FROM = 0.5
+"""Risk of a row that a filter would leave out."""
+
 
 class Action(StrEnum):
     TRAIN = "train"
@@ -56,6 +59,8 @@ class Decision:
     action: Action
     betas: tuple[float, ...]
     bases: tuple[Basis, ...]
+    kept: tuple[bool, ...]
+    """Whether a row trains; all do, unless the job drops what is flagged."""
     risk: float
     """The average over readings, in [0,1]; 1 before the first."""
     staleness: int
@@ -330,6 +335,7 @@ class Controller:
             action=action,
             betas=tuple(low + (high - low) * risk for risk in risks),
             bases=tuple(bases),
+            kept=tuple(self.method.flagged == "pull" or risk < FLAGGED_FROM for risk in risks),
             risk=self.ema,
             staleness=t - self.frontier,
             overdue=overdue,

@@ -206,7 +206,9 @@ class _Replayer:
 
 
 def _decision_to_json(decision: Decision) -> Line:
+    dropped = [at for at, kept in enumerate(decision.kept) if not kept]
     return {
+        **({"dropped": dropped} if dropped else {}),
         "action": decision.action.value,
         "betas": list(decision.betas),
         "risk": decision.risk,

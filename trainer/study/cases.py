@@ -6,7 +6,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from shared.errors import ConfigError
-from shared.jobs import Adaptive, Clock, Method, PolicySource, Sft, Source, Staleness, TargetSource
+from shared.jobs import (
+    Adaptive,
+    Clock,
+    Method,
+    PolicySource,
+    ProbeSource,
+    Sft,
+    Source,
+    Staleness,
+    TargetSource,
+)
 from trainer.demo.world import RUBRIC
 
 TARGET = TargetSource(look_ahead=16)
@@ -27,6 +37,8 @@ class Case:
     """Share of the rows that are harmful."""
     missed: float = 0.0
     """Share of what is harmful that the judge calls harmless, drawn by text."""
+    alarms: float = 0.0
+    """Share of what is harmless that the judge calls harmful, drawn by text."""
 
     @property
     def key(self) -> str:
@@ -112,6 +124,52 @@ def _missed() -> list[Case]:
     ]
 
 
+PROBE = ProbeSource()
+ONLINE = ProbeSource(scan=False)
+NEAR = TargetSource(look_ahead=4)
+"""No further ahead than K = 4: a row's verdict is in, at the latest, when it trains."""
+
+
+def _taught() -> list[Case]:
+    """The judge blind to a share of the harm: alone, with a probe that it teaches, and as a filter."""
+    methods: dict[str, Method] = {
+        "judge": adaptive((TARGET,)),
+        "judge + probe": adaptive((TARGET, PROBE)),
+        "judge + probe, online": adaptive((NEAR, ONLINE)),
+        "dropped by either": adaptive((TARGET, PROBE), flagged="drop", beta_min=0.0, beta_max=0.0),
+    }
+    return [
+        Case("taught", f"{name}, blind to {missed:.0%} of {share:.0%}", method, share, missed)
+        for share in (0.3, 0.1, 0.01, 0.05, 1.0)
+        for missed in (0.0, 0.1, 0.3, 0.5, 0.8)
+        for name, method in methods.items()
+    ]
+
+
+def _taught_alarms() -> list[Case]:
+    return [
+        Case("taught-alarms", f"{name}, {alarms:.0%} alarms at {share:.0%}", method, share, 0.3, alarms)
+        for share in (0.1, 0.3)
+        for alarms in (0.02, 0.05, 0.1)
+        for name, method in {"judge": adaptive((TARGET,)), "probe": adaptive((TARGET, PROBE))}.items()
+    ]
+
+
+def _taught_reads() -> list[Case]:
+    """What the probe reads of the reference."""
+    reads = {
+        "all blocks": PROBE,
+        "embeddings": ProbeSource(layers=(0,)),
+        **{f"block {layer}": ProbeSource(layers=(layer,)) for layer in (1, 2, 3, 4)},
+        "all blocks, mean": ProbeSource(pooling="mean"),
+    }
+    return [
+        Case("taught-reads", f"{name}, blind to {missed:.0%}", adaptive((TARGET, probe)), 0.3, missed)
+        for missed in (0.5, 0.8)
+        for name, probe in reads.items()
+    ]
+
+
 GROUPS = {
     "sources": ("Where the score comes from", _sources),
     "gains": ("How fast the average of the policy's own answers moves", _gains),
@@ -120,6 +178,9 @@ GROUPS = {
     "rope": ("Between which betas", _rope),
     "harmful": ("How many rows are harmful", _harmful),
     "missed": ("How many harmful rows the judge misses", _missed),
+    "taught": ("A judge that misses harm, and the probe that it teaches", _taught),
+    "taught-alarms": ("How often the judge that teaches the probe raises a false alarm", _taught_alarms),
+    "taught-reads": ("What the taught probe reads of the reference", _taught_reads),
 }
 """Name -> (the question, its cases)."""
 

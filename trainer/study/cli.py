@@ -22,7 +22,10 @@ INTERRUPTED = 130
 def study(
     group: Annotated[
         list[str] | None,
-        typer.Argument(help="sources, gains, staleness, granularity, rope, harmful, missed. Default: all."),
+        typer.Argument(
+            help="sources, gains, staleness, granularity, rope, harmful, missed, taught, taught-alarms,"
+            " taught-reads. Default: all."
+        ),
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, max=100)] = 5,
     prompts: Annotated[int, typer.Option(min=10, max=200, help="Held-out ones of each kind.")] = 100,

@@ -34,6 +34,7 @@ def summary(cases: Sequence[Case], results: Mapping[str, Sequence[Result]]) -> l
                 "case": case.name,
                 "harmful": case.harmful,
                 "missed": case.missed,
+                "alarms": case.alarms,
                 "method": case.method.model_dump(mode="json"),
                 "ended": [result.status for result in found],
                 **{name: _dump(spread([getattr(end, name) for end in ends])) for name in RATES},

@@ -1,4 +1,4 @@
-"""The study's driver: a judge for each share that it misses, and the runs that need it, a few at a time."""
+"""The study's driver: a judge for each way in which it errs, and the runs that need it, a few at a time."""
 
 from __future__ import annotations
 
@@ -81,9 +81,12 @@ def run_study(plan: Plan, on_done: Told) -> dict[str, list[Result]]:
         else:
             done[run.directory] = known
             on_done(run, known)
-    by_missed = sorted(left, key=lambda run: run.case.missed)
-    for missed, group in groupby(by_missed, key=lambda run: run.case.missed):
-        with _judge(plan.out / "judge", paths.judge, missed) as url:
+
+    def errs(run: Run) -> tuple[float, float]:
+        return run.case.missed, run.case.alarms
+
+    for (missed, alarms), group in groupby(sorted(left, key=errs), key=errs):
+        with _judge(plan.out / "judge", paths.judge, missed, alarms) as url:
             for run, result in _run_all(list(group), plan, paths, url):
                 done[run.directory] = result
                 on_done(run, result)
@@ -97,20 +100,21 @@ def _prepared(plan: Plan, case: Case, seed: int, paths: WorldPaths) -> Run:
         case.method.model_dump_json(),
         plan.training.model_dump_json(),
         paths.root.name,
-        repr((case.harmful, case.missed, plan.rows, seed, plan.prompts)),
+        repr((case.harmful, case.missed, case.alarms, plan.rows, seed, plan.prompts)),
     )
     # Cases of two groups that are the same run share its folder.
     return Run(case, seed, plan.out / "runs" / print_, print_)
 
 
 @contextmanager
-def _judge(directory: Path, model: Path, missed: float) -> Iterator[str]:
-    """The embedded world's judge, blind to a share of what is harmful."""
-    with running_redis(directory / f"missed-{missed:g}") as redis:
+def _judge(directory: Path, model: Path, missed: float, alarms: float) -> Iterator[str]:
+    """The embedded world's judge, blind to a share of what is harmful, and alarmed by some that is not."""
+    with running_redis(directory / f"missed-{missed:g}-alarms-{alarms:g}") as redis:
         env = {"REDIS_URL": redis.url, "OMP_NUM_THREADS": "1"}
         api = start_module("judge_service.cli", ["api", "--port", "0"], env=env)
         # Control pairs would find a blind judge out, and it would judge nothing.
-        faulty = ["--faulty", f"miss={missed:g}", "--no-controls"] if missed else []
+        faults = f"miss={missed:g},alarm={alarms:g}"
+        faulty = ["--faulty", faults, "--no-controls"] if missed or alarms else []
         worker = start_module(
             "judge_service.cli",
             ["worker", "--backend", "transformers", "--model", str(model), *faulty],

@@ -57,6 +57,8 @@ class Batch:
     count_B: Tensor
     prompt_end_B: Tensor
     """Position of the last token before the last assistant turn; -1 where nothing stands before it."""
+    weight_B: Tensor | None = None
+    """Of each example in the loss; None: 1."""
     ref_hidden_NH: Tensor | None = None
     """The reference's last hidden states at the answer tokens' positions, where they were had before."""
     ref_logits_NV: Tensor | None = None

@@ -51,6 +51,8 @@ class Guidance:
     bases: dict[str, int]
     samples: int = 0
     """Answers of the policy that this step had judged, over all ranks."""
+    kept: tuple[bool, ...] | None = None
+    """Which rows train; None: all."""
     age: Age = field(default_factory=Age)
     probe: Standing = field(default_factory=Standing)
 
@@ -312,6 +314,7 @@ class JudgedBeta:
             wait_s=waited,
             generate_s=self._generate_s,
             bases={basis.value: decision.bases.count(basis) for basis in Basis},
+            kept=None if all(decision.kept) else decision.kept,
             samples=samples,
             age=age,
             probe=Standing() if self.critic is None else self.critic.standing,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +94,9 @@ def train_step(run: Run, rows: tuple[int, ...], guidance: Guidance, began: float
             batch = collate([run.examples[rows[i]] for i in chosen], run.tokenizer.pad_token_id)
         if run.states is not None:
             batch = with_states(batch, run.states, [rows[i] for i in chosen])
+        if guidance.kept is not None:
+            kept = torch.tensor([float(guidance.kept[i]) for i in chosen])
+            batch = replace(batch, weight_B=kept.to(batch.ids_BT.device))
         micro_batches.append((batch, torch.tensor([guidance.betas[i] for i in chosen])))
     rate = learning_rate(run.spec.training, run.step, run.steps)
     loss, losses = run.engine.train_step(micro_batches, rate)

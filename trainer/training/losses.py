@@ -56,12 +56,13 @@ def example_losses(
     )
 
 
-def objective(losses: ExampleLosses, beta_B: Tensor) -> Tensor:
+def objective(losses: ExampleLosses, beta_B: Tensor, weight_B: Tensor | None = None) -> Tensor:
     """`sum_i alpha_i * NLL_i + beta_i * KL(ref || policy)_i`, `alpha_i = 1 - beta_i` (arXiv 2602.17546).
 
     A sum, not a mean: the caller divides by the *global* number of examples, so that neither the
-    number of ranks nor accumulation changes what an example weighs.
+    number of ranks nor accumulation changes what an example weighs. `weight_B`: 1 each where absent.
     """
-    if losses.kl_B is None:
-        return losses.nll_B.sum()
-    return ((1 - beta_B) * losses.nll_B + beta_B * losses.kl_B).sum()
+    loss_B = losses.nll_B
+    if losses.kl_B is not None:
+        loss_B = (1 - beta_B) * losses.nll_B + beta_B * losses.kl_B
+    return (loss_B if weight_B is None else weight_B * loss_B).sum()

@@ -89,10 +89,11 @@ class SafeObjective(nn.Module):
         ref_hidden_NH = self._reference_hidden(batch) if with_reference else None
         hidden_NH = answer_hidden(self.policy, batch)
         alpha_B = 1 - beta_B if with_reference else torch.ones_like(beta_B)
+        weight_B = 1.0 if batch.weight_B is None else batch.weight_B
         targets = SoftTargets(
             label_N=batch.label_N,
-            nll_weight_N=(alpha_B / batch.count_B)[batch.example_N],
-            kl_weight_N=(beta_B / batch.count_B)[batch.example_N] if with_reference else None,
+            nll_weight_N=(weight_B * alpha_B / batch.count_B)[batch.example_N],
+            kl_weight_N=(weight_B * beta_B / batch.count_B)[batch.example_N] if with_reference else None,
         )
         losses = self.from_hidden(hidden_NH, targets, ref_hidden_NH)
         nll_B = mean_by_example(losses.nll_N, batch.example_N, batch.count_B)
@@ -150,7 +151,7 @@ class SafeObjective(nn.Module):
             _answer_logits(self.policy, batch), batch.label_N, batch.example_N, batch.count_B, ref_logits_NV
         )
         seen = ExampleLosses(losses.nll_B.detach(), None if losses.kl_B is None else losses.kl_B.detach())
-        return objective(losses, beta_B), seen
+        return objective(losses, beta_B, batch.weight_B), seen
 
     @contextmanager
     def _speaking_as_reference(self) -> Iterator[Any]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pytest
 
 from judge_service.backends.base import BackendInfo, Grade, GradeFailure, GradeRequest
-from judge_service.backends.faulty import Faults, FaultyBackend, parse_faults
+from judge_service.backends.faulty import Faults, FaultyBackend, parse_faults, spoil
 from shared.errors import ConfigError
 from shared.rubrics.rubric import load_rubric
 from shared.wire import FailureCode, ScoreKind
@@ -50,6 +50,17 @@ def test_shares_are_as_asked() -> None:
     missed = [grade for grade in grades if grade.score == 0.0]
     assert len(missed) / len(grades) == pytest.approx(0.5, abs=0.05)
     assert all(grade.level == 1 and grade.probabilities == (1.0, 0, 0, 0, 0) for grade in missed)
+
+
+def test_false_alarms_befall_the_harmless_alone() -> None:
+    blind = [answer for answer in judged(Faults(miss=1.0)) if isinstance(answer, Grade)]
+    assert {answer.score for answer in blind} == {0.0}
+    faults = Faults(alarm=0.3, seed=4)
+    raised = [spoil(faults, request, answer) for request, answer in zip(REQUESTS, blind, strict=True)]
+    alarms = [grade for grade in raised if isinstance(grade, Grade) and grade.score == 1.0]
+    assert len(alarms) / len(raised) == pytest.approx(0.3, abs=0.05)
+    assert all(grade.level == 5 and grade.probabilities == (0, 0, 0, 0, 1.0) for grade in alarms)
+    assert judged(faults) == judged(Faults())
 
 
 def test_a_fault_belongs_to_the_text_and_the_seed() -> None:

@@ -135,3 +135,24 @@ def test_a_run_with_a_probe_replays_without_it() -> None:
 def test_settings_that_cannot_work_say_so(settings: dict[str, Any], said: str) -> None:
     with pytest.raises(ValidationError, match=said):
         Adaptive.model_validate(settings)
+
+
+def test_what_is_flagged_is_left_out_where_the_job_says_so_and_the_log_says_which() -> None:
+    lines: list[bytes] = []
+    scores = {1: 0.1, 2: 0.9, 3: 0.0}
+    journal = Journal(
+        method(TARGET, flagged="drop", beta_min=0, beta_max=0),
+        scores,
+        lambda call: lines.append(json.dumps(call).encode()),
+    )
+    for u in (-2, -1, 0):
+        journal.open_reading(u, [], 0.0)
+    journal.must_wait(0, 0.0)
+    foretold = [Foretold(0.4, 1.0), Foretold(0.0, 1.0), Foretold(0.9, 1.0), Foretold(0.0, 1.0)]
+    decision = journal.decide(0, [1, 2, 3, 4], foretold)
+    assert decision.kept == (True, False, False, False), "4 has no verdict, and must not train freely"
+    assert decision.betas == (0.0,) * 4
+    assert json.loads(lines[-1])["dropped"] == [1, 2, 3]
+    assert replay(lines).difference is None
+    pulled = Journal(method(TARGET), scores, lambda _: None).controller.decide(0, [1, 2, 3])
+    assert pulled.kept == (True, True, True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -320,3 +321,17 @@ def test_training_the_policy_does_not_change_what_is_read(adapted: bool) -> None
     assert after is not None
     assert torch.equal(before, after)
     assert not torch.equal(answer_hidden(policy, batch()), moving)
+
+
+def test_an_example_of_no_weight_does_not_train() -> None:
+    policy = moved(tiny())
+    reference = tiny().requires_grad_(False)
+    module = SafeObjective(policy, FrozenCopy(reference), plain_head(policy))
+    module(replace(batch(), weight_B=torch.tensor([1.0, 0.0, 1.0])), BETA_B)[0].backward()
+    mine = grads(policy)
+    kept = collate([examples()[0], examples()[2]], pad_id=0)
+    module(kept, BETA_B[[0, 2]])[0].backward()
+    same(mine, grads(policy))
+    by_logits = SafeObjective(Capped(policy), FrozenCopy(Capped(reference)), None)
+    whole, _ = by_logits(replace(batch(), weight_B=torch.tensor([1.0, 0.0, 1.0])), BETA_B)
+    torch.testing.assert_close(whole, by_logits(kept, BETA_B[[0, 2]])[0])

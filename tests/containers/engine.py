@@ -71,9 +71,14 @@ class Stack:
     judge_port: int = field(default_factory=lambda: free_port())
 
     def compose(self, *args: str, timeout_s: float = 300) -> None:
-        ports = {"TRAINER_PORT": str(self.trainer_port), "JUDGE_PORT": str(self.judge_port)}
+        # One image after the other: at once, they would not find each other's layers, and make them twice.
+        settings = {
+            "TRAINER_PORT": str(self.trainer_port),
+            "JUDGE_PORT": str(self.judge_port),
+            "COMPOSE_PARALLEL_LIMIT": "1",
+        }
         command = [*self.engine.compose, "-p", self.name, "--profile", "cpu", *args]
-        self._run(command, timeout_s, {**os.environ, **ports})
+        self._run(command, timeout_s, {**os.environ, **settings})
 
     def containers(self, *args: str, timeout_s: float = 120) -> str:
         return self._run([*self.engine.containers, *args], timeout_s, dict(os.environ))

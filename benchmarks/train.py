@@ -2,6 +2,7 @@
 
 waiting      of whole runs at growing delays of the judge, and of the judge that every step waits for
 references   an adaptive step over a plain one, for each way of having a reference, taken in turns
+probe        a step with it over one with a fixed KL, in the same turns; forward passes of each
 loss         the chunked soft-target loss against the formula over whole logits, vocabulary 128,000
 """
 
@@ -12,17 +13,31 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from benchmarks.report import Row, write
 from benchmarks.staleness import K, alternate, judge, spec_of, unjudged_step, whole_run
-from shared.jobs import Adaptive, Full, Lora, Safety, Sft, Staleness, TargetSource, Training
+from shared.jobs import (
+    Adaptive,
+    FixedKl,
+    Full,
+    Lora,
+    Method,
+    ProbeSource,
+    Safety,
+    Sft,
+    Source,
+    Staleness,
+    TargetSource,
+    Training,
+)
 from trainer.demo.build import ensure_world
 from trainer.training.distributed import World
 from trainer.training.engine import shutdown
@@ -39,6 +54,7 @@ SYNCHRONOUS = (0.5, 1.0, 3.0)
 WAIT_LIMIT = 0.01
 STEP_LIMIT = 1.10
 CACHE_LIMIT = 1.15
+PROBE_LIMIT = 1.05
 ROUNDS, BLOCK = 6, 8
 
 LOSS_TOKENS, LOSS_HIDDEN, LOSS_VOCABULARY = 512, 256, 128_000
@@ -91,54 +107,104 @@ def _waiting(directory: Path, base: Path) -> list[Row]:
 # --- references --------------------------------------------------------------------------------
 
 
-def _references(directory: Path, base: Path) -> list[Row]:
-    """One rank. The scores come with the file, so that a step is nothing but its training."""
-    ways = {
-        "full, plain": (Sft(), Full(), "auto"),
-        "full, frozen_copy": (_from_file(), Full(), "frozen_copy"),
-        "full, cache": (_from_file(), Full(), "cache"),
-        "lora, plain": (Sft(), Lora(), "auto"),
-        "lora, adapters_off": (_from_file(), Lora(), "adapters_off"),
-        "lora, cache": (_from_file(), Lora(), "cache"),
+@dataclass(frozen=True)
+class Way:
+    method: Method
+    adapter: Full | Lora
+    reference: Literal["auto", "adapters_off", "frozen_copy", "cache"] = "auto"
+
+
+ONLINE, SCANNED = ProbeSource(scan=False), ProbeSource(scan=True)
+
+
+def _ways(adapter: Full | Lora, own: Literal["adapters_off", "frozen_copy"]) -> dict[str, Way]:
+    return {
+        "plain": Way(Sft(), adapter),
+        own: Way(_from_file(), adapter, own),
+        "cache": Way(_from_file(), adapter, "cache"),
+        "fixed KL": Way(FixedKl(beta=0.5), adapter, own),
+        "probe online": Way(_from_file(ONLINE), adapter, own),
+        "probe scanned": Way(_from_file(SCANNED), adapter, own),
     }
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    with ExitStack() as stack:
-        runs = {
-            name: stack.enter_context(_assembled(directory / name.replace(", ", "-"), base, *way))
-            for name, way in ways.items()
-        }
-        for turn in range(ROUNDS):
-            for name, run in runs.items():
-                block = [_step(run) for _ in range(BLOCK)]
-                seconds[name] += block if turn else []
-    median = {name: statistics.median(taken) for name, taken in seconds.items()}
+
+
+def _references(directory: Path, base: Path) -> list[Row]:
+    """One rank. The scores come with the file, so that a step is nothing but its training. The steps are
+    of the first epoch: a probe that learns online reads every row of them for the first time."""
     rows = []
-    for name in ways:
-        adapter, kind = name.split(", ")
-        if kind == "plain":
-            rows.append(Row(f"{adapter}: plain step", median[name], "s"))
-            continue
-        ratio = median[name] / median[f"{adapter}, plain"]
-        limit = CACHE_LIMIT if kind == "cache" else None
-        rows.append(Row(f"{adapter}: adaptive step / plain step, {kind}", ratio, "", limit))
+    kinds: list[tuple[Full | Lora, Literal["adapters_off", "frozen_copy"]]] = [
+        (Full(), "frozen_copy"),
+        (Lora(), "adapters_off"),
+    ]
+    for adapter, own in kinds:
+        taken = _in_turns(directory / adapter.type, base, _ways(adapter, own))
+        median = {name: statistics.median(steps.seconds) for name, steps in taken.items()}
+        rows.append(Row(f"{adapter.type}: plain step", median["plain"], "s"))
+        for name in (own, "cache"):
+            limit = CACHE_LIMIT if name == "cache" else None
+            ratio = median[name] / median["plain"]
+            rows.append(Row(f"{adapter.type}: adaptive step / plain step, {name}", ratio, "", limit))
+        fixed = taken["fixed KL"]
+        for name in ("probe online", "probe scanned"):
+            step = f"{adapter.type}: step / fixed-KL step, {name}"
+            rows.append(Row(step, median[name] / median["fixed KL"], "", PROBE_LIMIT))
+            # Where the probe is fitted anew is in the mean, and hardly in the median.
+            mean = statistics.fmean(taken[name].seconds) / statistics.fmean(fixed.seconds)
+            rows.append(Row(f"{step}, of means", mean, ""))
+            forwards = taken[name].forwards / fixed.forwards
+            rows.append(Row(f"{adapter.type}: forward passes / fixed KL's, {name}", forwards, "", 1.0))
     return rows
 
 
-def _from_file() -> Adaptive:
-    return Adaptive(sources=(TargetSource(),))
+@dataclass
+class Steps:
+    seconds: list[float] = field(default_factory=list)
+    forwards: int = 0
+    """Of policy and reference."""
 
 
-def _assembled(directory: Path, base: Path, method: Any, adapter: Any, reference: str) -> Any:
+def _in_turns(directory: Path, base: Path, ways: Mapping[str, Way]) -> dict[str, Steps]:
+    taken = {name: Steps() for name in ways}
+    with ExitStack() as stack:
+        runs = {
+            name: stack.enter_context(_assembled(directory / name.replace(" ", "-"), base, way))
+            for name, way in ways.items()
+        }
+        for name, run in runs.items():
+            _count_forwards(run, taken[name])
+        for turn in range(ROUNDS):
+            for name, run in runs.items():
+                block = [_step(run) for _ in range(BLOCK)]
+                taken[name].seconds += block if turn else []
+    return taken
+
+
+def _count_forwards(run: Run, steps: Steps) -> None:
+    def count(*_: object) -> None:
+        steps.forwards += 1
+
+    objective = run.engine.objective
+    for model in (objective.policy, objective.reference):
+        if model is not None:
+            embeddings: Any = model
+            embeddings.get_input_embeddings().register_forward_hook(count)
+
+
+def _from_file(*more: Source) -> Adaptive:
+    return Adaptive(sources=(TargetSource(), *more))
+
+
+def _assembled(directory: Path, base: Path, way: Way) -> AbstractContextManager[Run]:
     spec = spec_of(directory, base, "http://127.0.0.1:9", steps=10_000)
     lines = spec.train_file.read_text(encoding="utf-8").splitlines()
     scored = [json.dumps({**json.loads(line), "harm_score": i % 2}) for i, line in enumerate(lines)]
     spec.train_file.write_text("\n".join(scored) + "\n", encoding="utf-8")
     training = Training.model_validate(
-        {**spec.training.model_dump(), "adapter": adapter, "reference": reference}
+        {**spec.training.model_dump(), "adapter": way.adapter, "reference": way.reference}
     )
     spec = spec.model_copy(
         update={
-            "safety": Safety(method=method),
+            "safety": Safety(method=way.method),
             "training": training,
             "judge": None,
             "trust_file_scores": True,

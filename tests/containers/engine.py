@@ -8,6 +8,7 @@ import shlex
 import shutil
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -136,3 +137,11 @@ def until(condition: Callable[[], T | None], what: str, deadline_s: float) -> T:
             return value
         time.sleep(0.5)
     raise AssertionError(f"not within {deadline_s:g} s: {what}")
+
+
+if __name__ == "__main__":
+    # For scripts that ask whether there is an engine.
+    try:
+        print(shlex.join(find_engine().compose))
+    except NoEngine as error:
+        sys.exit(str(error))

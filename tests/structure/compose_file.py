@@ -11,12 +11,13 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "docker-compose.yml").read_text(encoding="utf-8")
+RAW = yaml.safe_load(TEXT)
 VARIABLE = re.compile(r"\$\{([A-Z_]+)(?:(:?-)([^}]*))?\}")
 
 
 def compose(environment: Mapping[str, str] | None = None) -> dict[str, Any]:
     """Raises KeyError for a variable with neither a value nor a default."""
-    found = _replaced(yaml.safe_load(TEXT), environment or {})
+    found = _replaced(RAW, environment or {})
     assert isinstance(found, dict)
     return found
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import hmac
 import sqlite3
-from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 
-from fastapi import FastAPI, Request, Response
+from fastapi import FastAPI
 
-from trainer.api import artifacts, errors, files, jobs, metrics, models
+from trainer.api import artifacts, errors, files, guard, jobs, metrics, models
 from trainer.api.config import ApiConfig
 from trainer.api.errors import ApiError
+from trainer.api.keys import require_key
 from trainer.api.wire import InStore
 from trainer.jobs.store import Store
 
@@ -23,25 +22,10 @@ def create_app(config: ApiConfig, store: Store) -> FastAPI:
     app.state.store = store
     errors.install(app)
     # artifacts before jobs: `/artifact.tar` and `/artifact/...` are their own.
-    for part in (files, artifacts, jobs, models, metrics):
+    for part in (files, artifacts, jobs, models, metrics, guard):
         app.include_router(part.router)
 
-    @app.middleware("http")
-    async def authorise(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
-        if config.api_key is not None and request.url.path.startswith("/v1/"):
-            given = request.headers.get("authorization", "")
-            if not hmac.compare_digest(given.encode(), f"Bearer {config.api_key}".encode()):
-                return errors.answer(
-                    request,
-                    ApiError(
-                        HTTPStatus.UNAUTHORIZED,
-                        "the API key is missing or wrong; send it as 'Authorization: Bearer KEY'",
-                        code="invalid_api_key",
-                        type="authentication_error",
-                        headers={"WWW-Authenticate": "Bearer"},
-                    ),
-                )
-        return await call_next(request)
+    require_key(app, config.api_key)
 
     @app.get("/livez", tags=["health"])
     def livez() -> dict[str, str]:

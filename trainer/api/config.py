@@ -18,3 +18,5 @@ class ApiConfig(Settings):
     """Of one uploaded file. 512 MiB is OpenAI's limit."""
     max_body_bytes: int = Field(default=1024 * 1024, gt=0)
     """Of a JSON body."""
+    guard_url: str | None = None
+    """Of the process that answers /v1/guard; None: there is none."""

@@ -29,6 +29,7 @@ def serve(
     port: Annotated[int, typer.Option(envvar="TETHER_API_PORT", min=0, max=65535)] = 8000,
     api_key_file: Annotated[Path | None, typer.Option(envvar="TETHER_API_KEY_FILE")] = None,
     max_file_bytes: Annotated[int, typer.Option(envvar="TETHER_MAX_FILE_BYTES", min=1)] = 512 * 1024 * 1024,
+    guard_url: Annotated[str | None, typer.Option(envvar="TETHER_GUARD_URL")] = None,
 ) -> None:
     """Serve the trainer's API until SIGTERM. Port 0 takes a free one."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
@@ -38,6 +39,7 @@ def serve(
         models_file=registry_path(layout.root),
         api_key=read_secret(api_key_file),
         max_file_bytes=max_file_bytes,
+        guard_url=None if guard_url is None else guard_url.rstrip("/"),
     )
     with bind(host, port) as listener, Store(layout.database) as store:
         bound = listener.getsockname()[1]

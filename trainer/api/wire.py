@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from fastapi import Depends, Query, Request
-from pydantic import BaseModel, ValidationError
-from pydantic_core import from_json
+from pydantic import BaseModel
 
 from shared.jobs import CreateJob
+from trainer.api.body import parse_body, read_body
 from trainer.api.config import ApiConfig
-from trainer.api.errors import bad_request, from_validation
 from trainer.jobs.layout import Layout
 from trainer.jobs.records import Page
 from trainer.jobs.store import Store
@@ -51,17 +50,4 @@ Direction = Literal["asc", "desc"]
 
 
 async def create_job_body(request: Request, config: WithConfig) -> CreateJob:
-    """Read by pydantic from the bytes, so that NaN, broken UTF-8 and deep nesting are its errors."""
-    raw = bytearray()
-    async for chunk in request.stream():
-        raw += chunk
-        if len(raw) > config.max_body_bytes:
-            raise bad_request(f"the body is longer than {config.max_body_bytes} bytes", code="body_too_large")
-    try:
-        return CreateJob.model_validate_json(bytes(raw))
-    except ValidationError as error:
-        if error.errors()[0]["type"] == "json_invalid":
-            raise bad_request(
-                f"the body is not JSON: {error.errors()[0]['msg']}", code="invalid_json"
-            ) from error
-        raise from_validation(error, from_json(bytes(raw))) from error
+    return parse_body(await read_body(request, config.max_body_bytes), CreateJob)

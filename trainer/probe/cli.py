@@ -136,6 +136,9 @@ def evaluate(
 
 @contextmanager
 def _progress(console: Console) -> Iterator[Callable[[str, float], None]]:
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()  # transformers draws one for loading weights, across ours
     bar = Progress(
         TextColumn("{task.description}"),
         BarColumn(),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from fastapi import APIRouter
 from redis.exceptions import RedisError
 from starlette.responses import JSONResponse, Response
@@ -12,6 +14,10 @@ from judge_service.api.openapi import READY_EXAMPLE
 from judge_service.state import ServiceState, read_redis_health, read_state
 
 router = APIRouter(tags=["health"])
+
+METRICS_REDIS_S = 4.0
+"""A Redis that is silent for longer counts as away: a scrape that took its whole time would look as if it
+were this process that is."""
 
 
 @router.get(
@@ -72,9 +78,10 @@ async def readyz(context: Ctx) -> JSONResponse:
 )
 async def metrics(context: Ctx) -> Response:
     try:
-        state, redis = await _state(context), await read_redis_health(context.queue.redis)
+        async with asyncio.timeout(METRICS_REDIS_S):
+            state, redis = await _state(context), await read_redis_health(context.queue.redis)
         text = context.metrics.render(state, redis)
-    except RedisError:
+    except (RedisError, TimeoutError):
         text = context.metrics.render(None)
     return Response(text, headers={"Content-Type": CONTENT_TYPE})
 

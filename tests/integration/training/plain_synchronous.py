@@ -24,6 +24,9 @@ from trainer.training.worker import assembled
 
 
 class Plain:
+    ahead = None
+    """No probe reads the reference before the step."""
+
     def __init__(self, run: Run, method: Any, url: str) -> None:
         self.run, self.method, self.url = run, method, url
         policy = next(source for source in method.sources if isinstance(source, PolicySource))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,18 +17,26 @@ from trainer.training.run_spec import CONTROLLER_LOG, EVENTS_FILE, RUN_FILE, Bas
 
 pytestmark = pytest.mark.integration
 
+NO_JUDGE_URL = "http://127.0.0.1:9"
+
 TARGET = {"type": "target", "look_ahead": 6}
 STALENESS = {"max_staleness": 3, "deadline_s": 60, "clock": "fixed_lag"}
 
 
 @pytest.fixture
 def make(base: Base, train_file: Path, tmp_path: Path) -> Callable[..., RunSpec]:
-    def spec(name: str, url: str, probe: dict[str, Any], **training: Any) -> RunSpec:
+    def spec(
+        name: str,
+        url: str,
+        probe: dict[str, Any] | None,
+        staleness: dict[str, Any] = STALENESS,
+        **training: Any,
+    ) -> RunSpec:
         made = run_spec(tmp_path / name, base, train_file, url, **training)
         method = {
             "type": "adaptive",
-            "sources": [TARGET, {"type": "probe", **probe}],
-            "staleness": STALENESS,
+            "sources": [TARGET] if probe is None else [TARGET, {"type": "probe", **probe}],
+            "staleness": staleness,
         }
         made = made.model_copy(update={"safety": Safety.model_validate({"method": method})})
         (made.run_dir / RUN_FILE).write_text(made.model_dump_json())
@@ -85,6 +94,32 @@ def test_under_zero_3_with_adapters_the_reference_is_read_ahead_of_the_step(
         replays(spec)
     for one, other in zip(*map(trace, specs), strict=True):
         assert one == pytest.approx(other, abs=1e-3)
+
+
+def test_it_costs_no_forward_of_any_model(ranks: Forge, make: Callable[..., RunSpec], judge: Any) -> None:
+    """Two a micro-batch, the policy's and the reference's, with it as without."""
+    judge.start()
+    script = Path(__file__).with_name("counting_forwards.py")
+    counted = {}
+    for name, probe in {"with": {"scan": False}, "without": None}.items():
+        spec = make(name, judge.url, probe, ranks=1, steps=8, micro_batch_size=4)
+        assert ranks.start(spec.run_dir, 1, script).outcome().status == "succeeded"
+        counted[name] = json.loads((spec.run_dir / "forwards.json").read_text())
+    assert counted["with"] == counted["without"]
+    batches = 8 * 16 // 4
+    assert counted["with"] == {"policy": batches, "reference": batches}
+
+
+def test_a_judge_that_is_away_is_waited_for_once_and_not_a_window_at_a_time(
+    ranks: Forge, make: Callable[..., RunSpec]
+) -> None:
+    away = {"max_staleness": 3, "deadline_s": 1, "overdue": "abort"}
+    spec = make("away", NO_JUDGE_URL, {}, ranks=1, steps=12, staleness=away)
+    outcome = ranks.start(spec.run_dir, 1).outcome()
+    assert outcome.error is not None
+    assert outcome.error.code == "judge_unavailable"
+    assert {event.probe_trust for event in metrics(spec)} == {None}
+    assert {event.beta for event in metrics(spec)} == {1.0}, "what nothing has read must not train freely"
 
 
 def test_scanned_first_it_speaks_at_the_first_step_and_asks_the_judge_once(

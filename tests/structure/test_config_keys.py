@@ -89,6 +89,16 @@ JOB = {
     *(f"safety.{key}" for key in SAFETY),
     *(f"training.{key}" for key in TRAINING),
 }
+CANARIES = {
+    "file",
+    "every",
+    "max_asr",
+    "max_over_refusal",
+    "harmful_from",
+    "min_scored",
+    "max_new_tokens",
+    "deadline_s",
+}
 RUN = {
     "model",
     "training_file",
@@ -99,6 +109,7 @@ RUN = {
     "judge.url",
     "judge.rubric",
     "judge.api_key_file",
+    *(f"canaries.{key}" for key in CANARIES),
     *(f"safety.{key}" for key in SAFETY),
     *(f"training.{key}" for key in TRAINING),
 }

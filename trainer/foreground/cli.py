@@ -16,7 +16,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from shared.errors import ConfigError, ServiceError
 from shared.jobs import Adaptive
-from trainer.foreground.config import TrainConfig, load_config
+from trainer.data.canaries import load_canaries
+from trainer.foreground.config import JudgeSettings, TrainConfig, load_config
 from trainer.jobs.launcher import LOG_FILE, RunProcess, TorchrunLauncher
 from trainer.jobs.resolve import with_ranks
 from trainer.jobs.tail import last_lines
@@ -29,6 +30,7 @@ from trainer.training.run_spec import (
     RUN_EVENT,
     RUN_FILE,
     Base,
+    Canaries,
     Judge,
     MessageEvent,
     MetricsEvent,
@@ -102,8 +104,16 @@ def make_spec(settings: TrainConfig, state_dir: Path, ranks: int | None) -> RunS
             rubric=judge.rubric,
             api_key=judge.api_key_file.read_text(encoding="utf-8").strip() if judge.api_key_file else None,
         ),
+        canaries=None if settings.canaries is None else _canaries(settings.canaries, settings.judge),
         trust_file_scores=settings.scores == "file",
     )
+
+
+def _canaries(canaries: Canaries, judge: JudgeSettings | None) -> Canaries:
+    if judge is None:
+        raise ConfigError("canaries need a judge that reads the answers: set judge.url too")
+    load_canaries(canaries.file)
+    return canaries.model_copy(update={"file": canaries.file.absolute()})
 
 
 def _base(model: str, state_dir: Path) -> tuple[str, BaseEntry]:
@@ -268,6 +278,8 @@ def _tell(outcome: Outcome, spec: RunSpec, console: Console) -> None:
     elif outcome.status is OutcomeStatus.STOPPED:
         console.print(f"stopped after step {outcome.step}; the same command goes on from there")
     if outcome.artifact is not None:
+        if outcome.published_step is not None:
+            console.print(f"the model is the checkpoint of step {outcome.published_step}", markup=False)
         console.print(f"model: {spec.run_dir / outcome.artifact}", markup=False)
 
 

@@ -11,6 +11,7 @@ from pydantic import Field, ValidationError
 
 from shared.errors import ConfigError
 from shared.jobs import Safety, Settings, Training
+from trainer.training.run_spec import Canaries
 
 
 class JudgeSettings(Settings):
@@ -30,6 +31,8 @@ class TrainConfig(Settings):
     judge: JudgeSettings | None = None
     scores: Literal["judge", "file"] = "judge"
     """`file`: a row's `harm_score` column stands for the judge's reading of it."""
+    canaries: Canaries | None = None
+    """The provider's canary prompts, and what they gate."""
     safety: Safety = Safety()
     training: Training = Training()
 

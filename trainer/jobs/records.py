@@ -35,7 +35,7 @@ class JobRecord:
     wanted: Wanted = Wanted.RUN
     hold: Hold | None = None
     reason: str | None = None
-    """Why the job is held."""
+    """Why the job is held, or its model is not the last step's."""
     finished_at: float | None = None
     error: JobError | None = None
     fine_tuned_model: str | None = None

@@ -29,6 +29,7 @@ from trainer.jobs.store import Store
 from trainer.jobs.tail import last_lines, read_events
 from trainer.models.inspect import local_folder
 from trainer.models.registry import load_registry
+from trainer.safety.canary import group_of
 from trainer.training.recorder import drop_half_line
 from trainer.training.run_spec import (
     ARTIFACT,
@@ -37,6 +38,7 @@ from trainer.training.run_spec import (
     OUTCOME_FILE,
     RUN_FILE,
     Base,
+    Canaries,
     Judge,
     Outcome,
     RunSpec,
@@ -52,6 +54,8 @@ class RunnerConfig:
     judge: JudgeAddress | None
     rubric: str
     """Where a job names none."""
+    canaries: Canaries | None = None
+    """The operator's gate, whatever method a job asks for."""
     trust_file_scores: bool = False
     """Whether a row's `harm_score` stands for the judge's reading. The operator's word, never a job's:
     whoever supplies the rows would judge them."""
@@ -146,7 +150,11 @@ class Runner:
         """
         method = job.request.safety.method
         if not isinstance(method, Adaptive):
-            return None
+            # Its canaries would go unread, and what it trains unpublished.
+            judge = self._config.judge if self._config.canaries is not None else None
+            problem = None if judge is None else judge.problem()
+            parked = f"Parked before its start: {problem}"
+            return None if problem is None else Requeued(Hold.JUDGE, problem, parked)
         if self._config.trust_file_scores and all(isinstance(s, TargetSource) for s in method.sources):
             return None  # the file may hold every score; the run asks for those that it lacks
         if self._config.judge is None:
@@ -191,8 +199,9 @@ class Runner:
             training=training,
             seed=job.seed,
             judge=None
-            if judge is None or not isinstance(request.safety.method, Adaptive)
+            if judge is None or not self._asks_judge(job)
             else Judge(url=judge.url, rubric=self._config.rubric, api_key=judge.api_key),
+            canaries=self._config.canaries,
             trust_file_scores=self._config.trust_file_scores,
         )
         run_dir.mkdir(parents=True, exist_ok=True)
@@ -201,6 +210,9 @@ class Runner:
         target.write_text(spec.model_dump_json(indent=2), encoding="utf-8")
         self._store.set_training(job.id, self.id, training)
         return spec
+
+    def _asks_judge(self, job: JobRecord) -> bool:
+        return isinstance(job.request.safety.method, Adaptive) or self._config.canaries is not None
 
     def _check_machines(self, training: Training) -> None:
         nnodes, here = training.nnodes, self._launcher.devices
@@ -292,6 +304,7 @@ class Runner:
                     outcome.trained_tokens,
                     results,
                     f"The job has successfully completed: {model}",
+                    reason=_why_earlier(outcome),
                 )
             case Failed(error=error):
                 self._forget(job)
@@ -308,9 +321,10 @@ class Runner:
                 raise AssertionError("a restart is carried out where the run is started")
 
     def _forget(self, job: JobRecord) -> None:
-        if self._config.judge is None or not isinstance(job.request.safety.method, Adaptive):
+        if self._config.judge is None or not self._asks_judge(job):
             return
-        problem = self._config.judge.forget(job.id)
+        groups = [job.id] if self._config.canaries is None else [job.id, group_of(job.id)]
+        problem = next(filter(None, map(self._config.judge.forget, groups)), None)
         if problem is not None:
             self._store.say(
                 job.id,
@@ -334,3 +348,12 @@ def _read_outcome(run_dir: Path) -> Outcome | None:
         return Outcome.model_validate_json((run_dir / OUTCOME_FILE).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
+
+
+def _why_earlier(outcome: Outcome) -> str | None:
+    if outcome.published_step is None:
+        return None
+    return (
+        f"the model is the checkpoint of step {outcome.published_step} of {outcome.step}: the canaries were"
+        " beyond their limits after it"
+    )

@@ -49,6 +49,7 @@ PRIORITY = {
     # A reading waits for both.
     SourceName.REFERENCE: Priority.POLICY,
     SourceName.TARGET: Priority.TARGET,
+    SourceName.CANARY: Priority.EVALUATION,
 }
 
 

@@ -17,6 +17,8 @@ class SourceName(StrEnum):
     TARGET = "target"
     POLICY = "policy"
     REFERENCE = "reference"
+    CANARY = "canary"
+    """Of the provider's prompts and not of a row; the ledger never sees one."""
 
 
 class ItemKey(NamedTuple):
@@ -68,6 +70,8 @@ class Ledger:
                 return self.policy
             case SourceName.REFERENCE:
                 return self.reference
+            case SourceName.CANARY:
+                raise ValueError("a canary reads no row: it has no place in the ledger")
 
     def needs_asking(self, source: SourceName, row: int) -> bool:
         """Not where the job holds a score of a text that cannot change."""

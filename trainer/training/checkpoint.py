@@ -2,7 +2,7 @@
 
 step-000100/
   engine/         DeepSpeed's optimizer and weights, a file a rank
-  rank-0.json     the guide's state of each rank
+  rank-0.json     the state of each rank's guide and canaries
   state.json      step, trained tokens, ranks
   model/          the policy as transformers or PEFT loads it
 
@@ -19,7 +19,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -64,18 +64,25 @@ def latest(checkpoints: Path) -> Path | None:
     return max(_whole(checkpoints), key=_order, default=None)
 
 
+def of_step(checkpoints: Path, step: int) -> Path | None:
+    """The newest whole checkpoint of a step."""
+    return max((path for path in _whole(checkpoints) if _order(path)[0] == step), key=_order, default=None)
+
+
 def save(
     checkpoints: Path,
     *,
     state: RunState,
-    guide_state: dict[str, Any] | None,
+    rank_state: dict[str, Any],
     engine: Engine,
     tokenizer: Any,
     collective: Collective,
     keep: int,
     card: dict[str, Any],
+    wanted: Collection[int] = (),
 ) -> Path:
-    """Every rank calls it. Returns the checkpoint's folder; the oldest beyond `keep` are removed.
+    """Every rank calls it. Returns the checkpoint's folder; the oldest beyond `keep` are removed, but for
+    those of the steps `wanted`.
 
     Raises:
         TrainingError: the disk has no room for it. The one before it is still there.
@@ -90,7 +97,7 @@ def save(
     _require_room(checkpoints, engine.checkpoint_bytes, state.step, collective)
     with _telling_of_a_full_disk(partial, engine.checkpoint_bytes, state.step):
         engine.save(partial)
-        (partial / f"rank-{rank}.json").write_text(json.dumps(guide_state), encoding="utf-8")
+        (partial / f"rank-{rank}.json").write_text(json.dumps(rank_state), encoding="utf-8")
         weights = engine.policy_weights()
         if weights is not None:
             save_model(engine.objective.policy, tokenizer, weights, partial / MODEL, card)
@@ -99,7 +106,7 @@ def save(
         if rank == 0:
             _to_disk(partial)
             partial.replace(final)
-            _prune(checkpoints, keep)
+            _prune(checkpoints, keep, wanted)
     collective.barrier()
     return final
 
@@ -150,15 +157,16 @@ def _to_disk(folder: Path) -> None:
             os.close(handle)
 
 
-def _prune(checkpoints: Path, keep: int) -> None:
+def _prune(checkpoints: Path, keep: int, wanted: Collection[int]) -> None:
     newest_of_step = {_order(path)[0]: path for path in _whole(checkpoints)}
     kept = set(list(newest_of_step.values())[-keep:])
+    kept |= {path for step, path in newest_of_step.items() if step in wanted}
     for path in _whole(checkpoints):
         if path not in kept:
             shutil.rmtree(path)
 
 
-def load(checkpoint: Path, *, rank: int, ranks: int) -> tuple[RunState, dict[str, Any] | None]:
+def load(checkpoint: Path, *, rank: int, ranks: int) -> tuple[RunState, dict[str, Any]]:
     """The parts that are not the engine's.
 
     Raises:
@@ -170,5 +178,5 @@ def load(checkpoint: Path, *, rank: int, ranks: int) -> tuple[RunState, dict[str
             f"the checkpoint {checkpoint.name} was made by {state.ranks} ranks, this run has {ranks};"
             f" set training.ranks to {state.ranks}"
         )
-    guide_state = json.loads((checkpoint / f"rank-{rank}.json").read_text(encoding="utf-8"))
-    return state, guide_state
+    rank_state = json.loads((checkpoint / f"rank-{rank}.json").read_text(encoding="utf-8"))
+    return state, rank_state

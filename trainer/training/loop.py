@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -13,6 +14,7 @@ import torch
 from shared.jobs import Adaptive
 from trainer.safety.controller import Action
 from trainer.training import checkpoint
+from trainer.training.canaries import CanaryWatch
 from trainer.training.checkpoint import RunState
 from trainer.training.data import Example, collate
 from trainer.training.distributed import Collective
@@ -44,6 +46,7 @@ class Run:
     recorder: Recorder
     states: ReferenceStates | None
     """Of the reference, where they are kept on disk."""
+    canaries: CanaryWatch | None
     step: int
     """Steps done."""
     trained_tokens: int
@@ -70,12 +73,57 @@ def train(run: Run) -> Outcome:
             return _outcome(run, OutcomeStatus.FAILED, _too_much_unread(run), _export(run))
         train_step(run, rows, guidance, began, pace)
         run.step += 1
+        if run.canaries is not None:
+            run.canaries.trained(run.step)
         if run.step % run.spec.training.checkpoint_every == 0 and run.step < run.steps:
+            _ask_canaries(run)
             _save(run, parked=False)
     if _unread_at_the_end(run):
         return _outcome(run, OutcomeStatus.FAILED, _too_much_unread(run), _export(run))
+    _ask_canaries(run)
     _save(run, parked=False)
-    return _outcome(run, OutcomeStatus.SUCCEEDED, artifact=_export(run))
+    return _published(run)
+
+
+def _published(run: Run) -> Outcome:
+    """The end of a run that trained to its last step: what is published, if anything may be."""
+    if run.canaries is None:
+        return _outcome(run, OutcomeStatus.SUCCEEDED, artifact=_export(run))
+    if not run.canaries.settle():
+        return _outcome(run, OutcomeStatus.STOPPED)
+    last = run.canaries.log.last_within()
+    if last == run.step:
+        return _outcome(run, OutcomeStatus.SUCCEEDED, artifact=_export(run))
+    folder = None if last is None else checkpoint.of_step(run.spec.run_dir / CHECKPOINTS, last)
+    if last is None or folder is None:
+        return _outcome(run, OutcomeStatus.FAILED, _no_step_within(run), _export(run))
+    run.recorder.message(
+        "warn",
+        f"the canaries at the last step, {run.step}, are not within their limits: the model that is published"
+        f" is the checkpoint of step {last}, the last that was",
+        {"published_step": last},
+    )
+    if run.collective.world.rank == 0:
+        shutil.rmtree(run.spec.run_dir / ARTIFACT, ignore_errors=True)
+        shutil.copytree(folder / checkpoint.MODEL, run.spec.run_dir / ARTIFACT)
+    run.collective.barrier()
+    done = _outcome(run, OutcomeStatus.SUCCEEDED, artifact=ARTIFACT)
+    return done.model_copy(update={"published_step": last})
+
+
+def _no_step_within(run: Run) -> OutcomeError:
+    said = None if run.canaries is None else run.canaries.log.newest
+    told = "" if said is None else f" The last, at step {said.step}, is {said.standing}."
+    return OutcomeError(
+        code="canary_gate",
+        message=f"no checkpoint's answers to the canary prompts are within their limits.{told} The model is"
+        " kept as an artifact but is not published",
+    )
+
+
+def _ask_canaries(run: Run) -> None:
+    if run.canaries is not None:
+        run.canaries.ask(run.step)
 
 
 def train_step(run: Run, rows: tuple[int, ...], guidance: Guidance, began: float, pace: Pace) -> None:
@@ -106,6 +154,7 @@ def train_step(run: Run, rows: tuple[int, ...], guidance: Guidance, began: float
     run.train_loss = mean[0] * world.ranks
     step_s = time.monotonic() - began
     has_kl = losses[0].kl_B is not None
+    canary = None if run.canaries is None else run.canaries.log.newest
     run.recorder.metrics(
         step=run.step + 1,
         steps=run.steps,
@@ -125,6 +174,8 @@ def train_step(run: Run, rows: tuple[int, ...], guidance: Guidance, began: float
         probe_trust=guidance.probe.trust,
         probe_auroc=guidance.probe.auroc,
         samples=guidance.samples,
+        canary_asr=None if canary is None else canary.asr,
+        canary_over_refusal=None if canary is None else canary.over_refusal,
         wait_s=guidance.wait_s,
         generate_s=guidance.generate_s,
         step_s=step_s,
@@ -208,18 +259,22 @@ def _card(run: Run) -> dict[str, Any]:
 
 
 def _save(run: Run, *, parked: bool) -> None:
-    guide_state = run.guide.state(run.step)
+    rank_state = {
+        "guide": run.guide.state(run.step),
+        "canaries": None if run.canaries is None else run.canaries.state(),
+    }
     # Before the checkpoint appears: a run that is resumed from it finds in the log how it came to be.
     run.recorder.flush()
     path = checkpoint.save(
         run.spec.run_dir / CHECKPOINTS,
         state=RunState(run.step, run.trained_tokens, run.collective.world.ranks, parked),
-        guide_state=guide_state,
+        rank_state=rank_state,
         engine=run.engine,
         tokenizer=run.tokenizer,
         collective=run.collective,
         keep=run.spec.training.keep_checkpoints,
         card=_card(run),
+        wanted=() if run.canaries is None else run.canaries.log.worth_keeping(),
     )
     metrics = {"step": float(run.step)}
     if run.train_loss is not None:

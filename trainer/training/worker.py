@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -18,10 +18,13 @@ import torch
 
 from shared.errors import ConfigError, DataError, TetherError
 from shared.jobs import MUTE_REFERENCE, Adaptive, FixedKl, PolicySource, Sft
+from trainer.data.canaries import load_canaries
 from trainer.data.file_scores import known_scores
 from trainer.data.rows import ChatRow
+from trainer.safety.canary import group_of
 from trainer.safety.judge_client import JudgeClient, NoJudge
 from trainer.training import checkpoint
+from trainer.training.canaries import CanaryWatch
 from trainer.training.critic import Critic
 from trainer.training.data import Example, encode_rows, load_rows
 from trainer.training.distributed import Collective, World, world_from_environment
@@ -96,19 +99,19 @@ def assembled(spec: RunSpec, world: World, recorder: Recorder, stopping: Callabl
     order = DataOrder(len(rows), spec.training.batch_size, spec.seed, lengths)
     with closing(_guide(spec, rows, order, collective, recorder, stopping)) as guide:
         found = checkpoint.latest(checkpoints_of(spec))
-        state, guide_state = None, None
+        state, rank_state = None, dict[str, Any]()
         if found is None:
             guide.start(0)
         else:
-            state, guide_state = checkpoint.load(found, rank=world.rank, ranks=world.ranks)
+            state, rank_state = checkpoint.load(found, rank=world.rank, ranks=world.ranks)
             recorder.message("info", f"going on from the checkpoint at step {state.step}")
-            if isinstance(guide, JudgedBeta) and guide_state is not None:
-                guide.resume(guide_state, after_outage=state.parked, step=state.step)
+            if isinstance(guide, JudgedBeta):
+                guide.resume(rank_state["guide"], after_outage=state.parked, step=state.step)
         torch.manual_seed(spec.seed)  # the adapters' first values
         engine = Engine(build_objective(spec), spec.training, world, precision(spec.training))
         critic = _critic(spec, engine, examples, tokenizer, collective)
-        if critic is not None and guide_state is not None:
-            critic.restore(guide_state["probe"])
+        if critic is not None and rank_state:
+            critic.restore(rank_state["guide"]["probe"])
         # Before the checkpoint is loaded: the policy is the reference now, and never again.
         states = _reference_states(spec, engine, examples, tokenizer, collective, recorder, critic)
         if found is not None:
@@ -119,21 +122,26 @@ def assembled(spec: RunSpec, world: World, recorder: Recorder, stopping: Callabl
             if critic is not None and critic.scans:
                 critic.read_file(_telling(recorder, "the reference has read the prompts of"))
             guide.scan()
-        yield Run(
-            spec=spec,
-            steps=plan_steps(spec.training, len(rows)),
-            examples=examples,
-            valid=valid,
-            order=order,
-            engine=engine,
-            tokenizer=tokenizer,
-            guide=guide,
-            collective=collective,
-            recorder=recorder,
-            states=states,
-            step=state.step if state else 0,
-            trained_tokens=state.trained_tokens if state else 0,
-        )
+        canaries = _canaries(spec, engine, tokenizer, world, stopping, recorder)
+        with closing(canaries) if canaries is not None else nullcontext():
+            if canaries is not None and rank_state.get("canaries") is not None:
+                canaries.resume(rank_state["canaries"])
+            yield Run(
+                spec=spec,
+                steps=plan_steps(spec.training, len(rows)),
+                examples=examples,
+                valid=valid,
+                order=order,
+                engine=engine,
+                tokenizer=tokenizer,
+                guide=guide,
+                collective=collective,
+                recorder=recorder,
+                states=states,
+                canaries=canaries,
+                step=state.step if state else 0,
+                trained_tokens=state.trained_tokens if state else 0,
+            )
 
 
 def _guide(
@@ -274,6 +282,45 @@ def _sampler(spec: RunSpec, engine: Engine, tokenizer: object, world: World) -> 
                 max_length=spec.base.context_length,
             )
     return None
+
+
+def _canaries(
+    spec: RunSpec,
+    engine: Engine,
+    tokenizer: object,
+    world: World,
+    stopping: Callable[[], bool],
+    recorder: Recorder,
+) -> CanaryWatch | None:
+    if spec.canaries is None:
+        return None
+    if spec.judge is None:
+        raise ConfigError("canaries are set, and no judge is configured that could read the answers")
+    rubric = _rubric(spec, spec.safety.method) if isinstance(spec.safety.method, Adaptive) else None
+    return CanaryWatch(
+        settings=spec.canaries,
+        canaries=load_canaries(spec.canaries.file),
+        client=JudgeClient(
+            url=spec.judge.url,
+            rubric=rubric or spec.judge.rubric,
+            job_id=group_of(spec.job_id),
+            deadline_s=spec.canaries.deadline_s,
+            api_key=spec.judge.api_key,
+            watches=world.rank == 0,
+        ),
+        sampler=InlineSampler(
+            engine,
+            tokenizer,
+            max_new_tokens=spec.canaries.max_new_tokens,
+            temperature=0.0,
+            world=world,
+            seed=spec.seed,
+            max_length=spec.base.context_length,
+        ),
+        collective=Collective(world),
+        stopping=stopping,
+        tell=recorder.message,
+    )
 
 
 def _tell_data(recorder: Recorder, examples: list[Example], spec: RunSpec) -> None:

@@ -22,6 +22,7 @@ from trainer.training.run_spec import (
     RUN_EVENT,
     RUN_FILE,
     Base,
+    Canaries,
     Judge,
     MessageEvent,
     MetricsEvent,
@@ -191,6 +192,7 @@ def start_run(
         ranks: int = 2,
         judge_url: str = NO_JUDGE_URL,
         forked: bool = False,
+        canaries: Canaries | None = None,
         **training: Any,
     ) -> Running:
         run_dir = tmp_path / name
@@ -207,6 +209,7 @@ def start_run(
             training=Training.model_validate(settings),
             seed=1,
             judge=Judge(url=judge_url, rubric="demo-v1"),
+            canaries=canaries,
         )
         (run_dir / RUN_FILE).write_text(spec.model_dump_json())
         process: RunProcess

@@ -14,8 +14,9 @@ from trainer.jobs.layout import Layout
 from trainer.jobs.runner import Runner, RunnerConfig
 from trainer.jobs.states import Hold
 from trainer.jobs.store import Store
+from trainer.jobs.view import job_view
 from trainer.models.registry import BaseEntry, PathSource, register
-from trainer.training.run_spec import read_spec
+from trainer.training.run_spec import Canaries, read_spec
 
 
 class Play:
@@ -82,7 +83,7 @@ def write(name, text):
     return act
 
 
-def outcome(status, step=2, error=None):
+def outcome(status, step=2, error=None, published_step=None):
     def act(play):
         body = {
             "status": status,
@@ -90,6 +91,7 @@ def outcome(status, step=2, error=None):
             "step": step,
             "trained_tokens": 7 * step,
             "artifact": "artifact" if status == "succeeded" else None,
+            "published_step": published_step,
         }
         (play.run_dir / "outcome.json").write_text(json.dumps(body))
 
@@ -383,3 +385,38 @@ def test_scores_of_a_file_count_and_need_no_judge_only_where_the_operator_says_s
     assert world.store.job(job).status is JobStatus.SUCCEEDED
     spec = read_spec(world.layout.run(job) / "run.json")
     assert (spec.trust_file_scores, spec.judge) == (True, None)
+
+
+def test_the_operators_canaries_watch_every_method(world, tmp_path):
+    canaries = Canaries(file=tmp_path / "canaries.jsonl")
+    runner = world.new_runner(canaries=canaries)
+    job = world.job(safety={"method": "sft"})
+    world.stage.scripts = [Script([metrics(1), outcome("succeeded", 8, published_step=4)])]
+    assert runner.run_one()
+    spec = read_spec(world.layout.run(job) / "run.json")
+    assert spec.canaries == canaries
+    assert spec.judge is not None
+    safety = job_view(world.store.job(job)).safety
+    assert safety.state == "active"
+    assert safety.reason is not None
+    assert safety.reason.startswith("the model is the checkpoint of step 4 of 8: the canaries were beyond")
+
+
+def test_without_a_judge_for_its_canaries_no_job_begins(world, tmp_path):
+    world.judge_alive = 0
+    runner = world.new_runner(canaries=Canaries(file=tmp_path / "canaries.jsonl"))
+    job = world.job(safety={"method": "sft"})
+    runner.run_one()
+    assert world.store.job(job).hold is Hold.JUDGE
+    assert world.stage.started == []
+
+
+def test_the_gate_fails_a_job_and_what_the_judge_still_holds_is_cancelled(world, tmp_path):
+    runner = world.new_runner(canaries=Canaries(file=tmp_path / "canaries.jsonl"))
+    job = world.job(safety={"method": "sft"})
+    error = {"code": "canary_gate", "message": "none within"}
+    world.stage.scripts = [Script([metrics(1), outcome("failed", error=error)])]
+    runner.run_one()
+    done = world.store.job(job)
+    assert (done.status, done.error.code, done.fine_tuned_model) == (JobStatus.FAILED, "canary_gate", None)
+    assert world.forgotten == [job, f"{job}.canary"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -45,16 +46,25 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checkpoint, "save_model", lambda *_: None)
 
 
-def saved(folder: Path, step: int, *, keep: int = 2, parked: bool = False, engine: Any = None) -> Path:
+def saved(
+    folder: Path,
+    step: int,
+    *,
+    keep: int = 2,
+    parked: bool = False,
+    engine: Any = None,
+    wanted: Collection[int] = (),
+) -> Path:
     return save(
         folder,
         state=RunState(step, 0, 1, parked),
-        guide_state=None,
+        rank_state={},
         engine=engine or Engine(),
         tokenizer=None,
         collective=COLLECTIVE,
         keep=keep,
         card={},
+        wanted=wanted,
     )
 
 
@@ -131,3 +141,13 @@ def test_a_disk_that_fills_up_meanwhile_is_named_and_what_was_written_makes_room
 def test_another_failure_stays_what_it_is(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="a peer is gone"):
         saved(tmp_path, 10, engine=Engine(RuntimeError("a peer is gone")))
+
+
+def test_a_step_that_may_still_be_published_is_kept_beside_the_newest(tmp_path: Path) -> None:
+    for step in (5, 10, 15):
+        saved(tmp_path, step, wanted={5})
+    assert names(tmp_path) == ["step-000005", "step-000010", "step-000015"]
+    saved(tmp_path, 20, wanted={15})
+    assert names(tmp_path) == ["step-000015", "step-000020"]
+    assert checkpoint.of_step(tmp_path, 15) == tmp_path / "step-000015"
+    assert checkpoint.of_step(tmp_path, 5) is None

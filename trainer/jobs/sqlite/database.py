@@ -60,7 +60,9 @@ class Database:
                 raise
             self._connection.execute("COMMIT")
 
-    def _end(self, db: sqlite3.Connection, job: JobRecord, status: JobStatus) -> None:
+    def _end(
+        self, db: sqlite3.Connection, job: JobRecord, status: JobStatus, reason: str | None = None
+    ) -> None:
         check_move(job.id, job.status, status)
         update_job(
             db,
@@ -69,7 +71,7 @@ class Database:
             finished_at=self._clock(),
             estimated_finish=None,
             hold=None,
-            reason=None,
+            reason=reason,
             runner=None,
             lease_until=None,
         )

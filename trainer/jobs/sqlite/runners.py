@@ -166,13 +166,22 @@ class RunnerJobs(Database):
                 self._say(db, job_id, "info", message)
 
     def succeed(
-        self, job_id: str, runner: str, model: str, tokens: int, results: Sequence[File], message: str
+        self,
+        job_id: str,
+        runner: str,
+        model: str,
+        tokens: int,
+        results: Sequence[File],
+        message: str,
+        *,
+        reason: str | None = None,
     ) -> None:
+        """`reason`: what there is to say of the model, in the job's safety object."""
         with self._transaction() as db:
             job = leased_job(db, job_id, runner)
             self._results(db, job_id, results)
             update_job(db, job_id, fine_tuned_model=model, trained_tokens=tokens)
-            self._end(db, job, JobStatus.SUCCEEDED)
+            self._end(db, job, JobStatus.SUCCEEDED, reason)
             self._say(db, job_id, "info", message)
 
     def fail(self, job_id: str, runner: str, error: JobError, results: Sequence[File] = ()) -> None:

@@ -7,7 +7,8 @@ It is fitted on requests of the fine-tuning split, without some verbs and object
     known words    verbs and objects that the base knows and the probe's rows left out
     novel words    unknown templates, and a verb or an object that no training text has
 
-Beside it, controls that read the words alone. Plots go to `runs/bench/probe-layers.svg`.
+Beside it, controls that read the words alone. `padding` is the attack that shows the probe's limit: a
+request among 500 tokens of innocent text. Plots go to `runs/bench/probe-layers.svg`.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.probe_padding import padding_rows
 from benchmarks.report import Row, write
 from trainer.demo import lexicon as lex
 from trainer.demo.build import ensure_world
@@ -51,12 +53,13 @@ def main() -> int:
             for outcome in eval_probe(base, folder / "probe", [train], tests)
             if isinstance(outcome, Outcome)
         ]
+        padded = padding_rows(base, folder / "probe")
     print(f"chosen by {card.folds} folds of {card.examples} rows: {card.head}")
     out = Path("runs") / "bench"
     out.mkdir(parents=True, exist_ok=True)
     plots.save(plots.layers({o.name: o.layers for o in outcomes}), out / "probe-layers.svg")
     plots.save(plots.reliability(outcomes), out / "probe-reliability.svg")
-    return write("probe", rows_of(outcomes, LIMITED, LIMIT))
+    return write("probe", rows_of(outcomes, LIMITED, LIMIT) + padded)
 
 
 def rows_of(outcomes: Iterable[Outcome], limited: tuple[str, ...], limit: float) -> list[Row]:

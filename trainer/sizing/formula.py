@@ -101,7 +101,10 @@ def size(
         latency_s=latency_s,
         allowed_s=allowed_s,
         expected_step_s=step_s,
-        expected_staleness=min(work.max_staleness, math.ceil(latency_s / step_s)),
+        # Where the workers are too few, what waits adds up until the bound holds the job back.
+        expected_staleness=min(work.max_staleness, math.ceil(latency_s / step_s))
+        if busy_s <= work.step_s
+        else work.max_staleness,
         keeps_up=step_s <= work.step_s,
         warnings=tuple(_warnings(work, judge, headroom, given, busy_s, latency_s, step_s)),
     )

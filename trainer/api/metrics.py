@@ -30,6 +30,8 @@ OF_A_STEP = (
     ("staleness_s", "tether_job_staleness_seconds", "Age of the newest reading in use."),
     ("overdue", "tether_job_overdue", "1 where the newest step trained although the bound was broken."),
     ("step_s", "tether_job_step_seconds", "Duration of the newest step."),
+    ("canary_asr", "tether_job_canary_asr", "Share of harmful canary prompts helped with, newest reading."),
+    ("canary_over_refusal", "tether_job_canary_over_refusal", "Share of benign canary prompts refused."),
     ("tokens", "tether_job_trained_tokens", "Answer tokens trained so far."),
 )
 """(key of the step's event, metric, help). A step that lacks the key, or holds null, gives no sample."""
@@ -110,6 +112,12 @@ def _of_running(seen: Overview) -> Iterable[Metric]:
         if job.bound is not None:
             limit.add_metric([job.id, job.bound.clock.value], job.bound.max_staleness)
     yield limit
+    yield _by_job(
+        "tether_job_canary_alarm",
+        "1 where the newest reading of the canary prompts is beyond its limits, or too much of it unread.",
+        jobs,
+        [job.canary_alarm for job in jobs],
+    )
     for key, name, text in OF_A_STEP:
         yield _by_job(name, text, jobs, [job.metrics.get(key) for job in jobs])
     yield _parts(

@@ -98,6 +98,21 @@ def test_a_running_job_shows_its_newest_step_and_its_bound(served: Served) -> No
     assert seen["tether_job_examples"] == {("own", job.id): 12, ("none", job.id): 4}
 
 
+def test_the_newest_reading_of_the_canaries_is_shown(served: Served) -> None:
+    job = served.create()
+    served.store.claim("r", 30)
+    served.stepped(job, "r", 1, canary_asr=0.25, canary_over_refusal=None)
+    assert "tether_job_canary_alarm" not in served.samples()
+    for alarm in ({}, {"alarm": True}, {}):
+        data = {"canary": {"step": 1}, **alarm}
+        served.store.say(job.id, "r", "warn", "canaries at step 1", data)
+        served.store.say(job.id, "r", "info", "something else")
+        seen = served.samples()
+        assert seen["tether_job_canary_alarm"] == {(job.id,): float(bool(alarm))}
+    assert seen["tether_job_canary_asr"] == {(job.id,): 0.25}
+    assert "tether_job_canary_over_refusal" not in seen
+
+
 def test_a_resumed_run_shows_the_step_at_which_it_is(served: Served) -> None:
     job = served.create()
     served.store.claim("r", 30)

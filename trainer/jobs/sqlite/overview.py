@@ -38,6 +38,8 @@ class RunningJob:
     """None where nothing is judged."""
     metrics: Mapping[str, Any]
     """Of the newest step, as its event holds them; empty before the first."""
+    canary_alarm: bool | None
+    """Whether the newest reading of the canary prompts forbids publishing that step; None: none is in."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,11 @@ class Overviews(Database):
             running = db.execute(
                 "SELECT jobs.*, newest.data AS newest, newest.created_at AS stepped_at,"
                 " (SELECT said.created_at FROM events AS said WHERE said.job_id = jobs.id"
-                "  ORDER BY said.seq DESC LIMIT 1) AS said_at"
+                "  ORDER BY said.seq DESC LIMIT 1) AS said_at,"
+                " (SELECT coalesce(json_extract(read.data, '$.alarm'), 0) FROM events AS read"
+                "  WHERE read.job_id = jobs.id AND read.step IS NULL"
+                "  AND json_extract(read.data, '$.canary') IS NOT NULL"
+                "  ORDER BY read.seq DESC LIMIT 1) AS canary_alarm"
                 " FROM jobs LEFT JOIN events AS newest"
                 " ON newest.job_id = jobs.id AND newest.step = jobs.step"
                 " WHERE jobs.status = ? ORDER BY jobs.seq",
@@ -102,13 +108,16 @@ class Overviews(Database):
                     record_of(row),
                     {} if row["newest"] is None else json.loads(row["newest"]),
                     max(row["created_at"], row["stepped_at"] or 0.0, row["said_at"] or 0.0),
+                    None if row["canary_alarm"] is None else bool(row["canary_alarm"]),
                 )
                 for row in running
             ),
         )
 
 
-def _running(job: JobRecord, metrics: Mapping[str, Any], last_event: float) -> RunningJob:
+def _running(
+    job: JobRecord, metrics: Mapping[str, Any], last_event: float, canary_alarm: bool | None
+) -> RunningJob:
     method = job.request.safety.method
     bound = None
     if isinstance(method, Adaptive):
@@ -122,4 +131,5 @@ def _running(job: JobRecord, metrics: Mapping[str, Any], last_event: float) -> R
         last_event=last_event,
         bound=bound,
         metrics=metrics,
+        canary_alarm=canary_alarm,
     )

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from judge_service import telemetry
+from judge_service.api import health
 from judge_service.api.app import create_app
 from judge_service.api.events import checked, delivered_of, event_id
 from judge_service.api.metrics import ApiMetrics, breaker_state
@@ -19,6 +20,7 @@ from judge_service.compat.moderations import CreateModeration, result_of, texts_
 from judge_service.compat.openrlhf import response_in
 from judge_service.config import ApiConfig, QueueConfig
 from judge_service.queue.streams import Admission, JudgementQueue, connect
+from judge_service.state import RedisHealth, ServiceState
 from judge_service.telemetry import wanted
 from shared.errors import ConfigError, ServiceError
 from shared.logs import JsonFormatter
@@ -192,6 +194,34 @@ def test_without_redis_the_rest_is_still_told() -> None:
     assert "judge_redis_up 0.0" in text
     assert 'judge_requests_total{code="200",route="/v1/judgements"} 1.0' in text
     assert "judge_queue_depth" not in text
+
+
+def test_a_redis_that_says_nothing_holds_up_no_scrape(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def silent(*_: object) -> ServiceState:
+        await asyncio.Event().wait()
+        raise AssertionError("it never ends")
+
+    monkeypatch.setattr(health, "read_state", silent)
+    monkeypatch.setattr(health, "METRICS_REDIS_S", 0.01)
+    queue = JudgementQueue(connect("redis://127.0.0.1:1"), JudgeKeys())
+    app = create_app(ApiConfig(queue=QueueConfig(redis_url="redis://127.0.0.1:1")), queue)
+
+    async def ask() -> httpx.Response:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://judge") as client:
+            return await client.get("/metrics")
+
+    answer = asyncio.run(ask())
+    assert answer.status_code == 200
+    assert "judge_redis_up 0.0" in answer.text
+
+
+def test_why_a_breaker_is_open_and_what_redis_has_left_are_told() -> None:
+    worker = {"worker": "w", "breaker": {"state": "open", "reason": "judge_untrusted", "since": 1.0}}
+    state = ServiceState(streams={}, limit=5, dead_letters=0, workers=(worker,))
+    text = ApiMetrics().render(state, RedisHealth(7, 9, durable=False)).decode()
+    assert 'judge_breaker_open{reason="judge_untrusted",state="open",worker="w"} 1.0' in text
+    for line in ("memory_bytes 7.0", "memory_limit_bytes 9.0", "durable 0.0"):
+        assert f"judge_redis_{line}" in text
 
 
 def test_a_bug_of_ours_is_a_500_that_shows_no_text() -> None:

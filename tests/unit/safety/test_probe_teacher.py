@@ -202,6 +202,20 @@ def test_the_replay_is_bounded_and_keeps_the_rare_class(said: list[tuple[int, bo
         assert len(said) > len(ever)
 
 
+def test_a_replay_that_is_full_forgets_alike_after_a_resume() -> None:
+    draw = np.random.default_rng(3)
+    said = [(int(draw.integers(0, 40)), float(draw.random() < 0.3)) for _ in range(120)]
+    one = Lessons(12)
+    for at, (row, score) in enumerate(said[:60]):
+        one.teach(ItemKey(at, SourceName.POLICY, row), score)
+    other = Lessons.from_state(json.loads(json.dumps(one.to_state())), 12)
+    for at, (row, score) in enumerate(said[60:]):
+        for each in (one, other):
+            each.teach(ItemKey(60 + at, SourceName.POLICY, row), score)
+    assert len(one) == 12
+    assert one.to_state() == other.to_state()
+
+
 def test_resumed_from_its_state_it_goes_on_alike() -> None:
     features_nD, harmful_n = world(0.3)
     verdict_n = verdicts(harmful_n, 0.5)

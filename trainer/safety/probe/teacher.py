@@ -67,9 +67,14 @@ class Teacher:
         """Row -> whether it was harmful, when the models were fitted."""
         self._foretold: dict[int, float] = {}
         """Of rows with a lesson: the probability by a model that did not know it."""
+        self._reliability: Reliability | None = None
+        self._told = 0
+        self._considered: tuple[int, int] | None = None
+        """(verdicts told, rows known) of the latest opinion: without news nothing is to be thought over."""
 
     def learn(self, taught: Iterable[Taught]) -> None:
         for key, score in taught:
+            self._told += 1
             if score is not None:
                 self._lessons.teach(key, score)
             elif self._lessons.withdraw(key) and key.row in self._fitted_on:
@@ -84,21 +89,34 @@ class Teacher:
             ValueError: a feature is not finite.
             KeyError: a row's features are not known.
         """
+        news = (self._told, int(self.features.known_R.sum()))
+        if news != self._considered:
+            self._consider()
+            self._considered = news
+        if self.cross_fitted is None:
+            lessons = self._lessons_known()
+            harmful = sum(lessons.values())
+            return NotEnough(harmful, len(lessons) - harmful)
+        probability_n = self.cross_fitted.probability(
+            self.features.of(rows), [self._folds[row] for row in rows]
+        )
+        return Opinion(tuple(self.cross_fitted.risk(probability_n).tolist()), self._reliability)
+
+    def _lessons_known(self) -> dict[int, bool]:
+        """Row -> whether it is harmful, of those whose features are known."""
         known = [row for row in sorted(self._lessons.rows()) if self.features.known_R[row]]
-        lessons = {row: self._lessons.harmful(row) for row in known}
+        return {row: self._lessons.harmful(row) for row in known}
+
+    def _consider(self) -> None:
+        lessons = self._lessons_known()
         self._foretold = {row: said for row, said in self._foretold.items() if row in lessons}
         # Each lesson is a test first: of the models that do not know it yet.
         self._foretell(lessons)
         if self._is_due(lessons):
             self._fit_anew(lessons)
             self._foretell(lessons)
-        if self.cross_fitted is None:
-            harmful = sum(lessons.values())
-            return NotEnough(harmful, len(lessons) - harmful)
-        probability_n = self.cross_fitted.probability(
-            self.features.of(rows), [self._folds[row] for row in rows]
-        )
-        return Opinion(tuple(self.cross_fitted.risk(probability_n).tolist()), self._reliability(lessons))
+        if self.cross_fitted is not None:
+            self._reliability = reliability([self._foretold[row] for row in lessons], list(lessons.values()))
 
     def _foretell(self, lessons: dict[int, bool]) -> None:
         new = [row for row in lessons if row not in self._foretold]
@@ -120,9 +138,6 @@ class Teacher:
         self.cross_fitted = cross_fit(self.features.of(rows), harmful_n, folds)
         self._fitted_on = lessons
 
-    def _reliability(self, lessons: dict[int, bool]) -> Reliability | None:
-        return reliability([self._foretold[row] for row in lessons], list(lessons.values()))
-
     # --- checkpoint ------------------------------------------------------------------------
 
     def to_state(self) -> dict[str, Any]:
@@ -142,6 +157,7 @@ class Teacher:
         self.features.known_R = np.unpackbits(known, count=len(self.features.known_R)).astype(bool)
         self._fitted_on = dict(state["fitted_on"])
         self._foretold = dict(state["foretold"])
+        self._considered = None
         self.cross_fitted = None if state["fit"] is None else _fit_from_state(state["fit"])
 
 

@@ -54,7 +54,8 @@ class Lessons:
         lesson.scores[key.made_at, key.source] = score
         self._classify(key.row, lesson)
         if len(self._by_row) > self._bound:
-            self._forget(next(iter(max(self._of_class.values(), key=len))))
+            larger = max(self._of_class.values(), key=len)
+            self._forget(next(iter(larger)))
 
     def withdraw(self, key: ItemKey) -> bool:
         """Takes back a verdict; False where it is not here. A row that has no other teaches no more."""

@@ -78,7 +78,13 @@ class Speaker(StrEnum):
 
 
 class Sampler(Protocol):
-    """Answers prompts. Every rank must call it equally often, each with its own prompts."""
+    """Answers prompts. Every rank must call it equally often, each with its own prompts.
+
+    A step waits for it (`generate_s`), and for nothing else of it: what a reading asks is declared before,
+    and the answers' questions may reach the judge at any time until the reading's deadline. So a sampler off
+    the critical path would be given the prompts at `JudgedBeta._ask_answers`, and hand in the questions when
+    its copy of the policy has answered.
+    """
 
     def sample(
         self, prompts: Sequence[Sequence[ChatMessage]], step: int, speaker: Speaker = Speaker.POLICY

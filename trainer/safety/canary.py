@@ -6,7 +6,7 @@ give a figure over time, an alarm, and the gate before a model is published.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -136,14 +136,16 @@ class CanaryLog:
     def result(self, step: int) -> Result | None:
         return self._told.get(step)
 
-    def last_within(self) -> int | None:
-        """The newest step whose reading is within the limits."""
-        return max((u for u, said in self._told.items() if said.standing is Standing.WITHIN), default=None)
+    def last_within(self, among: Iterable[int]) -> int | None:
+        """The newest of these steps whose reading is within the limits."""
+        told = {step: self._told.get(step) for step in among}
+        return max((u for u, said in told.items() if said and said.standing is Standing.WITHIN), default=None)
 
-    def worth_keeping(self) -> frozenset[int]:
-        """Steps whose checkpoints may still be the one to publish."""
-        last = self.last_within()
-        return frozenset(self.unresolved) | (frozenset() if last is None else {last})
+    def worth_keeping(self, among: Iterable[int]) -> frozenset[int]:
+        """Of these steps, which have checkpoints, those whose may still be the one to publish."""
+        steps = frozenset(among)
+        last = self.last_within(steps)
+        return steps & frozenset(self.unresolved) | (frozenset() if last is None else {last})
 
     # --- checkpoint ------------------------------------------------------------------------
 

@@ -64,6 +64,11 @@ def latest(checkpoints: Path) -> Path | None:
     return max(_whole(checkpoints), key=_order, default=None)
 
 
+def steps(checkpoints: Path) -> set[int]:
+    """Of which there is a whole checkpoint."""
+    return {_order(path)[0] for path in _whole(checkpoints)}
+
+
 def of_step(checkpoints: Path, step: int) -> Path | None:
     """The newest whole checkpoint of a step."""
     return max((path for path in _whole(checkpoints) if _order(path)[0] == step), key=_order, default=None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from trainer.training.checkpoint import RunState
 from trainer.training.data import Example, collate
 from trainer.training.distributed import Collective
 from trainer.training.engine import Engine
+from trainer.training.gate import Earlier, LastStep, NoStep, verdict
 from trainer.training.guide import ConstantBeta, Guidance, JudgedBeta
 from trainer.training.losses import ExampleLosses
 from trainer.training.model import save_model
@@ -91,34 +92,25 @@ def _published(run: Run) -> Outcome:
         return _outcome(run, OutcomeStatus.SUCCEEDED, artifact=_export(run))
     if not run.canaries.settle():
         return _outcome(run, OutcomeStatus.STOPPED)
-    last = run.canaries.log.last_within()
-    if last == run.step:
-        return _outcome(run, OutcomeStatus.SUCCEEDED, artifact=_export(run))
-    folder = None if last is None else checkpoint.of_step(run.spec.run_dir / CHECKPOINTS, last)
-    if last is None or folder is None:
-        return _outcome(run, OutcomeStatus.FAILED, _no_step_within(run), _export(run))
-    run.recorder.message(
-        "warn",
-        f"the canaries at the last step, {run.step}, are not within their limits: the model that is published"
-        f" is the checkpoint of step {last}, the last that was",
-        {"published_step": last},
-    )
-    if run.collective.world.rank == 0:
-        shutil.rmtree(run.spec.run_dir / ARTIFACT, ignore_errors=True)
-        shutil.copytree(folder / checkpoint.MODEL, run.spec.run_dir / ARTIFACT)
-    run.collective.barrier()
-    done = _outcome(run, OutcomeStatus.SUCCEEDED, artifact=ARTIFACT)
-    return done.model_copy(update={"published_step": last})
+    match verdict(run.canaries.log, run.step, checkpoints_of(run.spec)):
+        case LastStep():
+            return _outcome(run, OutcomeStatus.SUCCEEDED, artifact=_export(run))
+        case Earlier(step=step, model=model, message=message):
+            run.recorder.message("warn", message, {"published_step": step})
+            if run.collective.world.rank == 0:
+                shutil.rmtree(run.spec.run_dir / ARTIFACT, ignore_errors=True)
+                shutil.copytree(model, run.spec.run_dir / ARTIFACT)
+            run.collective.barrier()
+            done = _outcome(run, OutcomeStatus.SUCCEEDED, artifact=ARTIFACT)
+            return done.model_copy(update={"published_step": step})
+        case NoStep(error=error):
+            return _outcome(run, OutcomeStatus.FAILED, error, _export(run))
 
 
-def _no_step_within(run: Run) -> OutcomeError:
-    said = None if run.canaries is None else run.canaries.log.newest
-    told = "" if said is None else f" The last, at step {said.step}, is {said.standing}."
-    return OutcomeError(
-        code="canary_gate",
-        message=f"no checkpoint's answers to the canary prompts are within their limits.{told} The model is"
-        " kept as an artifact but is not published",
-    )
+def _worth_keeping(run: Run) -> Collection[int]:
+    if run.canaries is None:
+        return ()
+    return run.canaries.log.worth_keeping(checkpoint.steps(checkpoints_of(run.spec)))
 
 
 def _ask_canaries(run: Run) -> None:
@@ -274,7 +266,7 @@ def _save(run: Run, *, parked: bool) -> None:
         collective=run.collective,
         keep=run.spec.training.keep_checkpoints,
         card=_card(run),
-        wanted=() if run.canaries is None else run.canaries.log.worth_keeping(),
+        wanted=_worth_keeping(run),
     )
     metrics = {"step": float(run.step)}
     if run.train_loss is not None:

@@ -15,7 +15,7 @@ import httpx
 from shared.jobs import FixedKl, PolicySource, Safety
 from trainer.safety.controller import Action
 from trainer.training.distributed import world_from_environment
-from trainer.training.guide import Guidance, last_turn
+from trainer.training.guide import Guidance, Speaker, last_turn
 from trainer.training.loop import Run, train
 from trainer.training.recorder import Recorder
 from trainer.training.run_spec import read_spec
@@ -36,6 +36,8 @@ class Plain:
             world=run.collective.world, seed=run.spec.seed, max_length=run.spec.base.context_length,
         )  # fmt: skip
         self.ema = 1.0
+        self.reference: dict[int, float] = {}
+        """Row -> score of what the reference answers."""
         self.trace: list[list[float]] = []
 
     def guide(self, step: int, rows: tuple[int, ...]) -> Guidance:
@@ -44,8 +46,10 @@ class Plain:
         answers = self.sampler.sample([prompt for prompt, _ in prompts], step)
         target = self.judge(pairs)
         policy = self.judge([(prompt, answer) for (prompt, _), answer in zip(prompts, answers, strict=True)])
+        self.read_reference(step, {row: prompt for row, (prompt, _) in zip(rows, prompts, strict=False)})
+        drift = {row: max(0.0, s - self.reference[row]) for row, s in zip(rows, policy, strict=False)}
         scores = {("target", row): score for row, score in zip(rows, target, strict=True)}
-        scores |= {("policy", row): score for row, score in zip(rows, policy, strict=False)}
+        scores |= {("policy", row): score for row, score in drift.items()}
         mean = sum(score for _, score in sorted(scores.items())) / len(scores)
         gain = 0.7 if mean > self.ema else 0.05
         self.ema += (1 - (1 - gain)) * (mean - self.ema)
@@ -56,6 +60,15 @@ class Plain:
             action=Action.TRAIN, betas=tuple(betas), stop=False, risk=self.ema, staleness=0, overdue=False,
             wait_s=0.0, generate_s=0.0, bases={},
         )  # fmt: skip
+
+    def read_reference(self, step: int, prompts: dict[int, Any]) -> None:
+        """Of rows whose reference has not been read."""
+        unread = {row: prompt for row, prompt in prompts.items() if row not in self.reference}
+        if not unread:
+            return
+        answers = self.sampler.sample(list(unread.values()), step, Speaker.REFERENCE)
+        said = self.judge(list(zip(unread.values(), answers, strict=True)))
+        self.reference |= dict(zip(unread, said, strict=True))
 
     def judge(self, pairs: list[Any]) -> list[float]:
         items = [

@@ -53,7 +53,7 @@ def test_k_0_is_a_plain_synchronous_judge(ranks: Forge, make: Callable[..., RunS
     judge.start()
     method = {
         **METHOD,
-        "sources": [{"type": "target", "look_ahead": 0}, METHOD["sources"][1]],
+        "sources": [{"type": "target", "look_ahead": 0}, *METHOD["sources"][1:]],
         "staleness": {"max_staleness": 0, "deadline_s": 60},
     }
     real = make("real", judge.url, method, ranks=1, steps=20, checkpoint_every=50)

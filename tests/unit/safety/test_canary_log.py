@@ -79,19 +79,22 @@ def test_the_first_verdict_wins_and_one_that_is_withdrawn_is_told_of() -> None:
     good = fates([0.0] * 4, [0.0] * 2)
     (first,) = on.receive([*arrivals(10, good), *arrivals(10, [Scored(1.0)] * 6)], now=1.0)
     assert first.standing is Standing.WITHIN
-    assert on.last_within() == 10
+    assert on.last_within([10]) == 10
     (again,) = on.receive(arrivals(10, [UNTRUSTED, UNTRUSTED]), now=2.0)
     assert (again.standing, again.scored) == (Standing.UNREAD, 4)
-    assert on.last_within() is None
+    assert on.last_within([10]) is None
 
 
 def test_the_checkpoint_to_publish_is_kept_until_a_newer_one_is_known_to_be_good() -> None:
     on = log()
     for step, asr in ((10, 0.0), (20, 0.0), (30, 1.0)):
         on.open(step, now=0.0)
-        assert on.worth_keeping() == {step, *([] if step == 10 else [step - 10])}
+        assert on.worth_keeping(range(40)) == {step, *([] if step == 10 else [step - 10])}
         on.receive(arrivals(step, fates([asr] * 4, [0.0] * 2)), now=1.0)
-    assert (on.last_within(), on.worth_keeping()) == (20, {20})
+    assert (on.last_within(range(40)), on.worth_keeping(range(40))) == (20, {20})
+    # A reading between two checkpoints is one of a model that nobody holds.
+    assert (on.last_within([10, 30]), on.worth_keeping([10, 30])) == (10, {10})
+    assert on.last_within([30, 40]) is None
     assert on.newest is not None
     assert on.newest.standing is Standing.BEYOND
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
+from sklearn.metrics import auc, average_precision_score, roc_curve
 
 from trainer.probe.fit import Bools
 from trainer.probe.head import Doubles, Ints
@@ -85,14 +85,19 @@ def reliability(
 def recall_at(scores_N: Doubles, harmful_N: Bools, fpr: float) -> float:
     """The greatest recall whose share of false alarms is at most `fpr`."""
     fprs, recalls, _ = roc_curve(harmful_N, scores_N, drop_intermediate=False)
+    return _recall(fprs, recalls, fpr)
+
+
+def _recall(fprs: Doubles, recalls: Doubles, fpr: float) -> float:
     return float(recalls[fprs <= fpr + 1e-12].max())
 
 
 def _rank_figures(scores_N: Doubles, harmful_N: Bools) -> list[float]:
+    fprs, recalls, _ = roc_curve(harmful_N, scores_N, drop_intermediate=False)
     return [
-        float(roc_auc_score(harmful_N, scores_N)),
+        float(auc(fprs, recalls)),
         float(average_precision_score(harmful_N, scores_N)),
-        *(recall_at(scores_N, harmful_N, fpr) for fpr in FPRS),
+        *(_recall(fprs, recalls, fpr) for fpr in FPRS),
     ]
 
 

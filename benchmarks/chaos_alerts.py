@@ -30,7 +30,7 @@ from benchmarks.chaos_alerts_stack import MOST_WORKERS, QUEUE_LIMIT, RULES, Stac
 from benchmarks.report import Row, write
 from trainer.sizing.formula import Judge, Workload, size
 
-WITHIN_S = 90.0
+WITHIN_S = 180.0
 """From a fault to its alert, and from mending to its end. A job's start takes most of it."""
 ONLY_BY_PROMTOOL = ("JobStalled", "CanaryBeyondLimits", "GpuFault")
 """A quarter of an hour of silence, a policy that turns, and a GPU's fault are not caused here."""
@@ -215,7 +215,7 @@ class Slowness:
 
 
 def trials(jobs: Jobs, slowness: Slowness) -> Iterator[Trial]:
-    full = int(QUEUE_LIMIT * 0.9)
+    full = int(QUEUE_LIMIT * 0.98)
     yield Trial(("JudgeApiAway",), killed("judge-api"))
     yield Trial(("JudgeRedisAway",), killed("redis"))
     yield Trial(("JudgeWorkersAway",), killed("judge-worker"))

@@ -35,7 +35,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RULES = ROOT / "deploy" / "prometheus" / "alerts.yml"
 CONFIG = ROOT / "deploy" / "prometheus" / "prometheus.yml"
 MOST_WORKERS = 4
-QUEUE_LIMIT = 500
+QUEUE_LIMIT = 1000
 SCRAPE = "2s"
 """An API takes a second to say that Redis is away."""
 EVALUATE = "500ms"

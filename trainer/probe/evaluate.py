@@ -6,7 +6,7 @@ there, by folds. The test side decides nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -94,7 +94,8 @@ def evaluate_split(
     risk = calibrate(calibration, best.held_out_logits_N, learned.harmful_N)
     logits_N = best.head.logits_of(features, test)
     texts = [corpus.texts[int(row)] for row in test]
-    scores = {PROBE: logits_N, **control_scores(learned, texts, folds=folds, seed=seed)}
+    words = fit_controls(learned, folds=folds, seed=seed)
+    scores = {PROBE: logits_N, **{which: score(texts) for which, score in words.items()}}
     harmful_N = corpus.harmful_N[test]
     return Outcome(
         name=split.name,
@@ -115,16 +116,15 @@ def evaluate_file(
     probe: Probe,
     features: FeatureFile,
     corpus: Corpus,
-    learned: Corpus | None,
+    words: Mapping[str, controls.Scorer],
     *,
-    folds: int,
     seed: int,
     resamples: int,
 ) -> Outcome | Skipped:
     """The probe as it is stored, on rows of another file; prompts that it was fitted on are left out.
 
     Args:
-        learned: the rows it was fitted on, for the controls; None: no controls.
+        words: controls that were fitted on the probe's own rows; empty where those are not at hand.
     """
     rows = np.flatnonzero(~np.isin(corpus.keys_N, probe.trained_on))
     harmful_N = corpus.harmful_N[rows]
@@ -137,9 +137,7 @@ def evaluate_file(
         )
     logits_N = probe.head.logits_of(features, rows)
     texts = [corpus.texts[int(row)] for row in rows]
-    scores = {PROBE: logits_N}
-    if learned is not None:
-        scores |= control_scores(learned, texts, folds=folds, seed=seed)
+    scores = {PROBE: logits_N, **{which: score(texts) for which, score in words.items()}}
     return Outcome(
         name=name,
         trained=probe.card.examples,
@@ -160,10 +158,12 @@ def evaluate_file(
     )
 
 
-def control_scores(learned: Corpus, texts: Sequence[str], *, folds: int, seed: int) -> dict[str, Doubles]:
-    by_words = controls.naive_bayes(learned.texts, learned.harmful_N)
-    by_weights = controls.tfidf(learned.texts, learned.harmful_N, learned.keys_N, folds=folds, seed=seed)
-    return {NAIVE_BAYES: by_words(texts), TFIDF: by_weights(texts)}
+def fit_controls(learned: Corpus, *, folds: int, seed: int) -> dict[str, controls.Scorer]:
+    """By their names in NAMES."""
+    return {
+        NAIVE_BAYES: controls.naive_bayes(learned.texts, learned.harmful_N),
+        TFIDF: controls.tfidf(learned.texts, learned.harmful_N, learned.keys_N, folds=folds, seed=seed),
+    }
 
 
 def layer_scores(

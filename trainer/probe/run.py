@@ -12,7 +12,8 @@ import numpy as np
 
 from shared.errors import ConfigError
 from trainer.probe.calibrate import CalibrationKind, calibrate, thresholds
-from trainer.probe.evaluate import Corpus, Outcome, evaluate_file, evaluate_split
+from trainer.probe.controls import Scorer
+from trainer.probe.evaluate import Corpus, Outcome, evaluate_file, evaluate_split, fit_controls
 from trainer.probe.feature_file import FeatureFile, extract
 from trainer.probe.fit import Bools, Selection, check_classes, fit_all
 from trainer.probe.head import Ints
@@ -184,7 +185,7 @@ def eval_probe(
     outcomes: list[Outcome | Skipped] = []
     with TemporaryDirectory(dir=scratch, prefix="tether-probe-") as folder:
         place = Path(folder)
-        learned = None
+        words: dict[str, Scorer] = {}
         if train:
             rows = list(read_labelled(train, label))
             if data_hash(rows) != probe.card.data_hash:
@@ -212,6 +213,8 @@ def eval_probe(
                     )
                 )
             tell("splits", 1.0)
+            if tests:
+                words = fit_controls(learned, folds=folds, seed=seed)
         for path in tests:
             rows = list(read_labelled([path], label))
             features = read_features(reader, [path], label, len(rows), place / "test.f32", tell)
@@ -221,8 +224,7 @@ def eval_probe(
                     probe,
                     features,
                     _corpus(rows),
-                    learned,
-                    folds=folds,
+                    words,
                     seed=seed,
                     resamples=resamples,
                 )

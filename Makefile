@@ -8,7 +8,7 @@ SPREAD ?= -n 2 --dist loadfile
 export OMP_WAIT_POLICY ?= passive
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: setup lock check test test-vllm demo bench-staleness bench-train bench-resume bench-judge \
+.PHONY: setup lock check test test-vllm test-containers demo bench-staleness bench-train bench-resume bench-judge \
         bench-judge-memory bench-judge-overload bench-judge-vllm bench-injections chaos clean help
 
 help: ## what there is
@@ -40,6 +40,9 @@ test: $(STAMP) ## all that needs no container and no vLLM
 test-vllm: $(STAMP) ## the judge on a real vLLM (CPU; makes .venv-vllm, 4 GB)
 	deploy/vllm_cpu_env.sh
 	$(BIN)/pytest tests/vllm_served -q
+
+test-containers: $(STAMP) ## the compose file in real containers: Docker, or podman with podman-compose
+	$(BIN)/pytest tests/containers -q -s
 
 demo: $(STAMP) ## four fine-tunes of a tiny model on partly harmful data, compared
 	$(BIN)/tether demo

@@ -8,11 +8,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-import uvicorn
 
 from shared.errors import ConfigError, TetherError
 from shared.processes import print_ready
-from trainer.api.main import bind
 from trainer.jobs.secret import read_secret
 
 STOP_WITHIN_S = 5
@@ -44,6 +42,11 @@ def serve(
             f"--host {host} is reached from a network: give --api-key-file FILE, or --insecure to let"
             " anyone who reaches it ask"
         )
+    # Here, since `tether --help` reads this module, and without the service's packages too.
+    import uvicorn
+
+    from trainer.api.main import bind
+
     with bind(host, port) as listener:
         # The imports of torch take seconds; what is wrong above is said at once.
         import torch

@@ -180,6 +180,12 @@ class Worker:
             self._batches.add(batch)
             batch.add_done_callback(self._batches.discard)
             batch.add_done_callback(lambda _: free.release())
+            batch.add_done_callback(self._end_on_fault)
+
+    def _end_on_fault(self, batch: asyncio.Task[None]) -> None:
+        # The group cancels the taking of batches once, and that may be lost (ending.py).
+        if not batch.cancelled() and batch.exception() is not None:
+            self._stopping.over.set()
 
     async def _finish(self) -> None:
         """Wait for what is being judged; end it where the time for that is over."""

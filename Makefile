@@ -9,7 +9,8 @@ export OMP_WAIT_POLICY ?= passive
 export TOKENIZERS_PARALLELISM := false
 
 .PHONY: setup lock check test test-vllm test-containers demo bench-staleness bench-train bench-resume bench-judge \
-        bench-judge-memory bench-judge-overload bench-judge-vllm bench-injections chaos clean help
+        bench-judge-memory bench-judge-overload bench-judge-vllm bench-injections bench-probe \
+        bench-probe-real bench-guard check-alerts chaos-alerts chaos clean help
 
 help: ## what there is
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
@@ -73,8 +74,24 @@ bench-judge-vllm: $(STAMP) ## what the judge service costs before vLLM
 bench-injections: $(STAMP) ## what attacks do to the small judge's scores
 	$(BIN)/python -m benchmarks.injections
 
-chaos: $(STAMP) ## 10,000 items while workers, APIs and Redis are killed, three seeds
+bench-probe: $(STAMP) ## the activation critic on the embedded world, beside controls
+	$(BIN)/python -m benchmarks.probe
+
+bench-probe-real: $(STAMP) ## the same on real prompts: TETHER_REAL_DATA=DIR
+	$(BIN)/python -m benchmarks.probe_real
+
+bench-guard: $(STAMP) ## a guard's answer against one forward of its model
+	$(BIN)/python -m benchmarks.guard
+
+check-alerts: ## promtool on Prometheus's configuration and the alert rules
+	deploy/check_alerts.sh
+
+chaos-alerts: $(STAMP) ## each alert's fault under a real Prometheus, mended by its runbook (7 minutes)
+	$(BIN)/python -m benchmarks.chaos_alerts
+
+chaos: $(STAMP) ## 10,000 items while workers, APIs and Redis are killed, three seeds; then chaos-alerts
 	$(BIN)/python -m benchmarks.chaos
+	$(MAKE) chaos-alerts
 
 clean: ## remove the environment and what runs left
 	rm -rf $(VENV) runs state build *.egg-info

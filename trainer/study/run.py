@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
+from pydantic import BaseModel
+
 from shared import lifeline
 from shared.embedded_redis import running_redis
 from shared.errors import TrainingError
@@ -97,13 +99,26 @@ def run_study(plan: Plan, on_done: Told) -> dict[str, list[Result]]:
 
 def _prepared(plan: Plan, case: Case, seed: int, paths: WorldPaths) -> Run:
     print_ = fingerprint(
-        case.method.model_dump_json(),
-        plan.training.model_dump_json(),
+        json.dumps(_told(case.method), sort_keys=True),
+        json.dumps(_told(plan.training), sort_keys=True),
         paths.root.name,
         repr((case.harmful, case.missed, case.alarms, plan.rows, seed, plan.prompts)),
     )
     # Cases of two groups that are the same run share its folder.
     return Run(case, seed, plan.out / "runs" / print_, print_)
+
+
+def _told(settings: object) -> object:
+    """What differs from the defaults: a setting that a later version adds leaves an older run what it was."""
+    if isinstance(settings, tuple):
+        return [_told(part) for part in settings]
+    if not isinstance(settings, BaseModel):
+        return settings
+    return {
+        name: _told(getattr(settings, name))
+        for name, field in type(settings).model_fields.items()
+        if name == "type" or getattr(settings, name) != field.default
+    }
 
 
 @contextmanager

@@ -35,13 +35,13 @@ from trainer.demo.build import ensure_world
 from trainer.jobs.launcher import LOG_FILE, TorchrunLauncher
 from trainer.jobs.tail import last_lines
 from trainer.safety.controller import Action
+from trainer.training.assemble import assembled
 from trainer.training.distributed import World
 from trainer.training.engine import shutdown
 from trainer.training.guide import Guidance, JudgedBeta, last_turn
 from trainer.training.loop import Pace, Run, train_step
 from trainer.training.recorder import Recorder
 from trainer.training.run_spec import EVENTS_FILE, RUN_EVENT, RUN_FILE, Base, Judge, MetricsEvent, RunSpec
-from trainer.training.worker import assembled
 
 K = 4
 WHOLE = 240

@@ -39,13 +39,13 @@ from shared.jobs import (
     Training,
 )
 from trainer.demo.build import ensure_world
+from trainer.training.assemble import assembled
 from trainer.training.distributed import World
 from trainer.training.engine import shutdown
 from trainer.training.loop import Pace, Run, train_step
 from trainer.training.losses import token_losses
 from trainer.training.recorder import Recorder
 from trainer.training.soft_target import SoftTargetLoss, SoftTargets
-from trainer.training.worker import assembled
 
 DELAYS = (0.1, 0.5, 1.0, 2.0, 3.0)
 BEYOND = (4.0, 6.0)

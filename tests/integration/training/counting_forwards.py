@@ -7,11 +7,11 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from trainer.training.assemble import assembled
 from trainer.training.distributed import world_from_environment
 from trainer.training.loop import train
 from trainer.training.recorder import Recorder
 from trainer.training.run_spec import read_spec
-from trainer.training.worker import assembled
 
 
 def main(arguments: list[str]) -> int:

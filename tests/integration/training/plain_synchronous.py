@@ -14,13 +14,13 @@ import httpx
 
 from shared.jobs import FixedKl, PolicySource, Safety
 from trainer.safety.controller import Action
+from trainer.training.assemble import assembled
 from trainer.training.distributed import world_from_environment
 from trainer.training.guide import Guidance, Speaker, last_turn
 from trainer.training.loop import Run, train
 from trainer.training.recorder import Recorder
 from trainer.training.run_spec import read_spec
 from trainer.training.sampler import InlineSampler
-from trainer.training.worker import assembled
 
 
 class Plain:

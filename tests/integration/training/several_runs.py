@@ -10,12 +10,12 @@ import logging
 import sys
 from pathlib import Path
 
+from trainer.training.assemble import assembled
 from trainer.training.distributed import World, world_from_environment
 from trainer.training.engine import shutdown
 from trainer.training.loop import Run, train
 from trainer.training.recorder import Recorder
 from trainer.training.run_spec import Outcome, OutcomeStatus, RunSpec, read_spec
-from trainer.training.worker import assembled
 
 
 def run(spec: RunSpec, world: World, stop_at: int | None) -> None:

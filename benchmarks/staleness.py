@@ -30,6 +30,7 @@ from shared.embedded_redis import running_redis
 from shared.errors import TrainingError
 from shared.jobs import Adaptive, Full, PolicySource, Safety, Staleness, TargetSource, Training
 from shared.processes import start_module
+from trainer.data.rows import last_turn
 from trainer.demo import world
 from trainer.demo.build import ensure_world
 from trainer.jobs.launcher import LOG_FILE, TorchrunLauncher
@@ -38,7 +39,8 @@ from trainer.safety.controller import Action
 from trainer.training.assemble import assembled
 from trainer.training.distributed import World
 from trainer.training.engine import shutdown
-from trainer.training.guide import Guidance, JudgedBeta, last_turn
+from trainer.training.guidance import Guidance
+from trainer.training.guide import JudgedBeta
 from trainer.training.loop import Pace, Run, train_step
 from trainer.training.recorder import Recorder
 from trainer.training.run_spec import EVENTS_FILE, RUN_EVENT, RUN_FILE, Base, Judge, MetricsEvent, RunSpec
@@ -186,12 +188,12 @@ def _unjudged(run: Run, back: int) -> float:
     """A step over the rows of `back` steps ago, with the same generation and no judge."""
     began = time.monotonic()
     guide = run.guide
-    if not isinstance(guide, JudgedBeta) or guide.sampler is None:
+    if not isinstance(guide, JudgedBeta) or guide.asking.sampler is None:
         raise TypeError(f"the benchmark needs a guide with a sampler, not {type(guide).__name__}")
     step = run.step - back
     rows = run.order.rows(step)
     prompts = [last_turn(run.examples[row].row)[0] for row in guide.policy_rows(step)]
-    guide.sampler.sample(prompts, step)
+    guide.asking.sampler.sample(prompts, step)
     guidance = Guidance(
         action=Action.TRAIN,
         betas=(0.1,) * len(rows),

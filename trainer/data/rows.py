@@ -135,3 +135,9 @@ def _scored_by(value: object) -> ScoredBy | None:
 def _short(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+def last_turn(row: ChatRow) -> tuple[tuple[ChatMessage, ...], str]:
+    """A row as the judge reads it: the turns before the last assistant turn, and that turn."""
+    last = max(index for index, turn in enumerate(row.messages) if turn.role == "assistant")
+    return tuple(row.messages[:last]), row.messages[last].content

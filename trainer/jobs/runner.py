@@ -149,12 +149,14 @@ class Runner:
         `fail_closed` and `hold` say themselves what a run without a judge does, so they start.
         """
         method = job.request.safety.method
+        if self._config.canaries is not None and self._config.judge is not None:
+            # They would go unread, and what the job trains unpublished.
+            problem = self._config.judge.problem()
+            aborts = isinstance(method, Adaptive) and method.staleness.overdue is Overdue.ABORT
+            if problem is not None and not aborts:
+                return Requeued(Hold.JUDGE, problem, f"Parked before its start: {problem}")
         if not isinstance(method, Adaptive):
-            # Its canaries would go unread, and what it trains unpublished.
-            judge = self._config.judge if self._config.canaries is not None else None
-            problem = None if judge is None else judge.problem()
-            parked = f"Parked before its start: {problem}"
-            return None if problem is None else Requeued(Hold.JUDGE, problem, parked)
+            return None
         if self._config.trust_file_scores and all(isinstance(s, TargetSource) for s in method.sources):
             return None  # the file may hold every score; the run asks for those that it lacks
         if self._config.judge is None:

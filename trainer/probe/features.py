@@ -28,6 +28,7 @@ def prompt_features(
     pooling: Pooling,
     *,
     layers: Sequence[int] | None = None,
+    finite: bool = True,
 ) -> Tensor:
     """[B, L, H], float32, on the states' device, without a gradient.
 
@@ -38,6 +39,7 @@ def prompt_features(
         pooling: `last` reads that token; `mean` is the mean over all of the prompt's tokens, the chat
             template's own included, and nothing of the answer.
         layers: indices into `states`; None: all.
+        finite: False where the caller looks for what is not finite itself.
 
     Raises:
         DataError: an example has no prompt.
@@ -54,7 +56,8 @@ def prompt_features(
         prompt_BT = attention_BT.bool() & (at_T <= last_at_B[:, None])
         pooled = [_mean(states[layer].detach(), prompt_BT) for layer in chosen]
     features_BLH = torch.stack(pooled, dim=1)
-    _check_finite(features_BLH, chosen)
+    if finite:
+        _check_finite(features_BLH, chosen)
     return features_BLH
 
 

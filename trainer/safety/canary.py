@@ -92,6 +92,11 @@ class CanaryLog:
         """Steps whose readings are not whole."""
         return tuple(u for u, reading in self._readings.items() if len(reading.fates) < len(self._harmful))
 
+    @property
+    def first_open(self) -> int:
+        """The first step whose reading is not whole; past the last where all are."""
+        return min(self.unresolved, default=max(self._readings, default=-1) + 1)
+
     def receive(self, arrivals: Sequence[Arrival], now: float) -> list[Result]:
         """Takes verdicts; the first for an answer wins, except that `untrusted` withdraws a score.
 

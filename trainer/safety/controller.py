@@ -270,7 +270,7 @@ class Controller:
     def _fold(self, made_at: int, reading: Reading) -> None:
         # In order of item, not of arrival: a float sum must not depend on the judge's timing.
         scored = reading.scored()
-        for (source, row), score in scored.items():
+        for (source, row), score in sorted(scored.items()):
             self.ledger.fold(ItemKey(made_at, source, row), score)
             self._teach(ItemKey(made_at, source, row), score)
         self.counts.scored += len(scored)
@@ -417,6 +417,8 @@ class Controller:
         self.failing = dict(state["failing"])
         self.kind = None if state["kind"] is None else ScoreKind(state["kind"])
         self.wait_began = None
+        # The checkpoint's teacher has heard what was had beforehand.
+        self._taught.clear()
         self.ledger = Ledger.from_state(state["ledger"])
         self.counts = Counts(**state["counts"])
         self.readings = {u: Reading.from_state(reading, now) for u, reading in state["readings"]}

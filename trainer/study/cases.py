@@ -12,6 +12,7 @@ from shared.jobs import (
     Method,
     PolicySource,
     ProbeSource,
+    ReferenceSource,
     Sft,
     Source,
     Staleness,
@@ -69,8 +70,11 @@ def _sources() -> list[Case]:
         "target": (TARGET,),
         "policy": (POLICY,),
         "target + policy": (TARGET, POLICY),
+        "policy + reference": (POLICY, ReferenceSource()),
+        "target + policy + reference": (TARGET, POLICY, ReferenceSource()),
     }
-    return [Case("sources", name, adaptive(sources)) for name, sources in kinds.items()]
+    found = [Case("sources", name, adaptive(sources)) for name, sources in kinds.items()]
+    return [*found, Case("sources", "target + policy, mean", adaptive(combine="mean"))]
 
 
 def _gains() -> list[Case]:
@@ -170,6 +174,21 @@ def _taught_reads() -> list[Case]:
     ]
 
 
+def _taught_delay() -> list[Case]:
+    """Online, with verdicts that are folded so many steps after they were asked for. A row's own is asked
+    for as many steps ahead: what is late is what the probe learns."""
+    return [
+        Case(
+            "taught-delay",
+            f"{k} steps",
+            adaptive((TargetSource(look_ahead=k), ONLINE), max_staleness=k),
+            0.3,
+            0.3,
+        )
+        for k in (0, 2, 4, 8, 16)
+    ]
+
+
 GROUPS = {
     "sources": ("Where the score comes from", _sources),
     "gains": ("How fast the average of the policy's own answers moves", _gains),
@@ -180,6 +199,7 @@ GROUPS = {
     "missed": ("How many harmful rows the judge misses", _missed),
     "taught": ("A judge that misses harm, and the probe that it teaches", _taught),
     "taught-alarms": ("How often the judge that teaches the probe raises a false alarm", _taught_alarms),
+    "taught-delay": ("How late the verdicts are that teach the probe", _taught_delay),
     "taught-reads": ("What the taught probe reads of the reference", _taught_reads),
 }
 """Name -> (the question, its cases)."""

@@ -24,7 +24,7 @@ def study(
         list[str] | None,
         typer.Argument(
             help="sources, gains, staleness, granularity, rope, harmful, missed, taught, taught-alarms,"
-            " taught-reads. Default: all."
+            " taught-delay, taught-reads. Default: all, which takes hours."
         ),
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, max=100)] = 5,

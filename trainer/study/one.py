@@ -68,6 +68,10 @@ def _along(spec: RunSpec, prompts: int) -> tuple[Rates, ...]:
 def main(arguments: list[str]) -> int:
     run_dir = Path(arguments[0])
     result = run(run_dir, arguments[1], int(arguments[2]))
+    if result.status.startswith((OutcomeStatus.STOPPED, OutcomeStatus.PARKED)):
+        # No end, and no result: the same study makes the run anew.
+        print(f"the run is {result.status}", file=sys.stderr)
+        return 1
     partial = run_dir / f".{RESULT_FILE}"
     partial.write_text(result.model_dump_json(), encoding="utf-8")
     partial.replace(run_dir / RESULT_FILE)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -26,7 +27,7 @@ from trainer.demo.tokenizer import CONTEXT
 from trainer.jobs.tail import last_lines
 from trainer.study.cases import Case
 from trainer.study.results import Result, fingerprint, read_result
-from trainer.training.run_spec import EVENTS_FILE, OUTCOME_FILE, RUN_FILE, Base, Judge, RunSpec
+from trainer.training.run_spec import CHECKPOINTS, EVENTS_FILE, OUTCOME_FILE, RUN_FILE, Base, Judge, RunSpec
 
 ROWS = 1280
 CHECKPOINT_EVERY = 60
@@ -167,8 +168,10 @@ def _run_all(runs: list[Run], plan: Plan, paths: WorldPaths, url: str) -> Iterat
 
 def _write(run: Run, plan: Plan, paths: WorldPaths, url: str) -> None:
     run.directory.mkdir(parents=True, exist_ok=True)
+    # Begun anew, and not resumed: a result holds a run's events from its first step.
     for stale in (EVENTS_FILE, OUTCOME_FILE):
         (run.directory / stale).unlink(missing_ok=True)
+    shutil.rmtree(run.directory / CHECKPOINTS, ignore_errors=True)
     rows, _ = world.mixture(plan.rows, run.case.harmful, run.seed)
     train_file = run.directory / "train.jsonl"
     train_file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

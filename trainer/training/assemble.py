@@ -20,7 +20,7 @@ from trainer.training.data import Example, encode_rows, load_rows
 from trainer.training.distributed import Collective, World
 from trainer.training.engine import Engine, init_distributed
 from trainer.training.guide import JudgedBeta
-from trainer.training.guides import build_guide, rubric_of
+from trainer.training.guides import build_guide
 from trainer.training.loop import Run, checkpoints_of
 from trainer.training.model import build_objective, load_tokenizer, precision
 from trainer.training.objective import CachedStates
@@ -65,7 +65,7 @@ def assembled(spec: RunSpec, world: World, recorder: Recorder, stopping: Callabl
         if found is not None:
             engine.load(found)
         if isinstance(guide, JudgedBeta):
-            guide.sampler = _sampler(spec, engine, tokenizer, world)
+            guide.asking.sampler = _sampler(spec, engine, tokenizer, world)
             guide.critic = critic
             if critic is not None and critic.scans:
                 critic.read_file(_telling(recorder, "the reference has read the prompts of"))
@@ -185,13 +185,13 @@ def _canaries(
         return None
     if spec.judge is None:
         raise ConfigError("canaries are set, and no judge is configured that could read the answers")
-    rubric = rubric_of(spec, spec.safety.method) if isinstance(spec.safety.method, Adaptive) else None
     return CanaryWatch(
         settings=spec.canaries,
         canaries=load_canaries(spec.canaries.file),
         client=JudgeClient(
             url=spec.judge.url,
-            rubric=rubric or spec.judge.rubric,
+            # The operator's, never the job's: whoever chose the rubric would set the gate.
+            rubric=spec.judge.rubric,
             job_id=group_of(spec.job_id),
             deadline_s=spec.canaries.deadline_s,
             api_key=spec.judge.api_key,

@@ -4,6 +4,7 @@ hear the same scores."""
 from __future__ import annotations
 
 import base64
+import hashlib
 import math
 import shutil
 from collections.abc import Callable, Sequence
@@ -14,9 +15,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from shared.errors import ConfigError, DataError, ModelError
+from shared.errors import ConfigError, DataError, ModelError, TrainingError
 from shared.jobs import ProbeSource
-from shared.wire import content_hash
 from trainer.safety.combine import Foretold
 from trainer.safety.probe.features import FeatureTable
 from trainer.safety.probe.fit import FOLDS
@@ -26,7 +26,6 @@ from trainer.safety.probe.trust import Standing
 from trainer.training.data import Batch, Example, collate, collate_prompts
 from trainer.training.distributed import Collective
 from trainer.training.engine import Engine
-from trainer.training.guide import last_turn
 from trainer.training.objective import Features
 from trainer.training.order import micro_batch_size, micro_shares
 from trainer.training.reference import rounds
@@ -68,6 +67,7 @@ class Critic:
         width: int,
     ) -> None:
         self.scans = source.scan
+        self._directory = directory
         self.features = Features(chosen_layers(source.layers, layers), source.pooling)
         self._engine = engine
         self._examples = examples
@@ -173,6 +173,14 @@ class Critic:
         return {"known": None, "teacher": self._teacher.to_state()}
 
     def restore(self, state: dict[str, Any]) -> None:
+        """Raises TrainingError on every rank where the features' file is gone, or cut short: zeros in its
+        place would be believed."""
+        whole = self._teacher is not None and self._teacher.features.was_whole
+        if not self._collective.broadcast([float(whole)])[0]:
+            raise TrainingError(
+                f"{self._directory / FEATURES}, to which the checkpoint belongs, is gone or cut short; put it"
+                " back, or start the run anew in an empty folder"
+            )
         if self._teacher is None:
             packed = np.frombuffer(base64.b64decode(state["known"]), dtype=np.uint8)
             self.known_R = np.unpackbits(packed, count=len(self.known_R)).astype(bool)
@@ -183,9 +191,8 @@ class Critic:
 
 def _speak(teacher: Teacher, rows: Sequence[int]) -> np.ndarray:
     told = np.zeros(4 + len(rows))
-    broken = teacher.features.broken(rows)
-    if broken is not None:
-        told[:2] = Said.BROKEN, broken
+    if teacher.features.broken is not None:
+        told[:2] = Said.BROKEN, teacher.features.broken
         return told
     opinion = teacher.opinion(rows)
     if isinstance(opinion, NotEnough):
@@ -220,8 +227,9 @@ def fold_of(example: Example) -> int:
             " it a user's turn, or leave 'probe' out",
             line=example.row.line,
         )
-    prompt, _ = last_turn(example.row)
-    return int(content_hash(list(prompt), "")[:8], 16) % FOLDS
+    # The tokens that are read: a chat whose end was cut off is read at an earlier turn.
+    prompt = ",".join(map(str, example.ids[: example.prompt_length]))
+    return int(hashlib.sha256(prompt.encode()).hexdigest()[:8], 16) % FOLDS
 
 
 def _require_room(directory: Path, size: int) -> None:

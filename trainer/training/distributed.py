@@ -29,7 +29,7 @@ _SOURCES = tuple(SourceName)
 _CODES = tuple(FailureCode)
 _KINDS = (None, *ScoreKind)
 _FIELDS = 8  # made_at, source, row, code (0 = scored), score, kind, queue_ms, judge_ms
-_HEADER = 3  # now, signal, how many slots are filled
+_HEADER = 4  # now, signal, how many slots are filled, how many answers wait for the next exchange
 
 
 class Signal(IntEnum):
@@ -56,6 +56,8 @@ class Exchange:
     """Seconds, rank 0's clock."""
     signal: Signal
     answers: tuple[Answer, ...]
+    more: bool = False
+    """A rank has answers that did not fit: the next exchange brings them."""
 
     @property
     def arrivals(self) -> list[Arrival]:
@@ -97,7 +99,7 @@ class Collective:
         self._backlog.extend(answers)
         told, self._backlog = self._backlog[:SLOTS], self._backlog[SLOTS:]
         mine = np.zeros(_HEADER + SLOTS * _FIELDS)
-        mine[:_HEADER] = now, signal, len(told)
+        mine[:_HEADER] = now, signal, len(told), len(self._backlog)
         for slot, answer in enumerate(told):
             at = _HEADER + slot * _FIELDS
             mine[at : at + _FIELDS] = _encode(answer)
@@ -113,6 +115,7 @@ class Collective:
             now=float(everyone[0][0]),
             signal=Signal(max(int(theirs[1]) for theirs in everyone)),
             answers=tuple(gathered),
+            more=any(int(theirs[3]) for theirs in everyone),
         )
 
     def barrier(self) -> None:

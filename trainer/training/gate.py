@@ -7,7 +7,10 @@ from pathlib import Path
 
 from trainer.safety.canary import CanaryLog
 from trainer.training import checkpoint
+from trainer.training.distributed import Collective
 from trainer.training.run_spec import OutcomeError
+
+NONE = -1
 
 
 @dataclass(frozen=True)
@@ -18,8 +21,6 @@ class LastStep:
 @dataclass(frozen=True)
 class Earlier:
     step: int
-    model: Path
-    """The model's folder in its checkpoint."""
     message: str
 
 
@@ -28,13 +29,19 @@ class NoStep:
     error: OutcomeError
 
 
-def verdict(log: CanaryLog, step: int, checkpoints: Path) -> LastStep | Earlier | NoStep:
-    """After the last step, `step`, when every reading is whole. The same on every rank."""
-    last = log.last_within(checkpoint.steps(checkpoints))
+def last_within(log: CanaryLog, checkpoints: Path, collective: Collective) -> int | None:
+    """The newest step that may be published. Rank 0 looks which checkpoints there are: on a shared disk not
+    every machine sees them at once, and every rank must take the same branch."""
+    found = log.last_within(checkpoint.steps(checkpoints)) if collective.world.rank == 0 else None
+    last = int(collective.broadcast([NONE if found is None else found])[0])
+    return None if last == NONE else last
+
+
+def verdict(log: CanaryLog, step: int, last: int | None) -> LastStep | Earlier | NoStep:
+    """After the last step, `step`, when every reading is whole; `last`: as `last_within` says."""
     if last == step:
         return LastStep()
-    folder = None if last is None else checkpoint.of_step(checkpoints, last)
-    if last is None or folder is None:
+    if last is None:
         newest = log.newest
         told = "" if newest is None else f" The last, at step {newest.step}, is {newest.standing}."
         message = (
@@ -44,7 +51,6 @@ def verdict(log: CanaryLog, step: int, checkpoints: Path) -> LastStep | Earlier 
         return NoStep(OutcomeError(code="canary_gate", message=message))
     return Earlier(
         step=last,
-        model=folder / checkpoint.MODEL,
         message=f"the canaries at the last step, {step}, are not within their limits: the model that is"
         f" published is the checkpoint of step {last}, the last that was",
     )

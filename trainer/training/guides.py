@@ -9,8 +9,9 @@ from shared.jobs import Adaptive, FixedKl, PolicySource, Sft
 from trainer.data.file_scores import known_scores
 from trainer.data.rows import ChatRow
 from trainer.safety.judge_client import JudgeClient, NoJudge
+from trainer.training.constant import ConstantBeta
 from trainer.training.distributed import Collective
-from trainer.training.guide import ConstantBeta, JudgedBeta
+from trainer.training.guide import JudgedBeta
 from trainer.training.order import DataOrder
 from trainer.training.recorder import Recorder
 from trainer.training.run_spec import RunSpec
@@ -30,7 +31,7 @@ def build_guide(
         case FixedKl(beta=beta):
             return ConstantBeta(beta, collective, stopping)
         case Adaptive() as method:
-            known = known_scores(rows, rubric_of(spec, method)) if spec.trust_file_scores else {}
+            known = known_scores(rows, _rubric(spec, method)) if spec.trust_file_scores else {}
             return JudgedBeta(
                 method,
                 rows=rows,
@@ -44,7 +45,7 @@ def build_guide(
             )
 
 
-def rubric_of(spec: RunSpec, method: Adaptive) -> str | None:
+def _rubric(spec: RunSpec, method: Adaptive) -> str | None:
     return method.rubric or (spec.judge.rubric if spec.judge is not None else None)
 
 
@@ -53,7 +54,7 @@ def _judge(spec: RunSpec, method: Adaptive, rows: list[ChatRow], *, watches: boo
     if spec.judge is not None:
         return JudgeClient(
             url=spec.judge.url,
-            rubric=rubric_of(spec, method) or spec.judge.rubric,
+            rubric=_rubric(spec, method) or spec.judge.rubric,
             job_id=spec.job_id,
             deadline_s=method.staleness.deadline_s,
             api_key=spec.judge.api_key,

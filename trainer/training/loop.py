@@ -11,16 +11,19 @@ from typing import Any
 
 import torch
 
+from shared.errors import TrainingError
 from shared.jobs import Adaptive
 from trainer.safety.controller import Action
 from trainer.training import checkpoint
 from trainer.training.canaries import CanaryWatch
 from trainer.training.checkpoint import RunState
+from trainer.training.constant import ConstantBeta
 from trainer.training.data import Example, collate
 from trainer.training.distributed import Collective
 from trainer.training.engine import Engine
-from trainer.training.gate import Earlier, LastStep, NoStep, verdict
-from trainer.training.guide import ConstantBeta, Guidance, JudgedBeta
+from trainer.training.gate import Earlier, LastStep, NoStep, last_within, verdict
+from trainer.training.guidance import Guidance
+from trainer.training.guide import JudgedBeta
 from trainer.training.losses import ExampleLosses
 from trainer.training.model import save_model
 from trainer.training.order import DataOrder, micro_batch_size, micro_shares
@@ -92,14 +95,18 @@ def _published(run: Run) -> Outcome:
         return _outcome(run, OutcomeStatus.SUCCEEDED, artifact=_export(run))
     if not run.canaries.settle():
         return _outcome(run, OutcomeStatus.STOPPED)
-    match verdict(run.canaries.log, run.step, checkpoints_of(run.spec)):
+    last = last_within(run.canaries.log, checkpoints_of(run.spec), run.collective)
+    match verdict(run.canaries.log, run.step, last):
         case LastStep():
             return _outcome(run, OutcomeStatus.SUCCEEDED, artifact=_export(run))
-        case Earlier(step=step, model=model, message=message):
+        case Earlier(step=step, message=message):
             run.recorder.message("warn", message, {"published_step": step})
             if run.collective.world.rank == 0:
                 shutil.rmtree(run.spec.run_dir / ARTIFACT, ignore_errors=True)
-                shutil.copytree(model, run.spec.run_dir / ARTIFACT)
+                folder = checkpoint.of_step(checkpoints_of(run.spec), step)
+                if folder is None:
+                    raise TrainingError(f"the checkpoint of step {step}, which is to be published, is gone")
+                shutil.copytree(folder / checkpoint.MODEL, run.spec.run_dir / ARTIFACT)
             run.collective.barrier()
             done = _outcome(run, OutcomeStatus.SUCCEEDED, artifact=ARTIFACT)
             return done.model_copy(update={"published_step": step})

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from shared.errors import ModelError
 from trainer.probe.features import Pooling, prompt_features
 from trainer.training.data import Batch
 from trainer.training.losses import ExampleLosses, example_losses, mean_by_example, objective
@@ -122,14 +121,15 @@ class SafeObjective(nn.Module):
                 ahead = replace(batch, ref_hidden_NH=_at_answers(last_BTH, batch))
         if features is None:
             return ahead, None
-        try:
-            read_BLH = prompt_features(
-                states, batch.attention_BT, batch.prompt_end_B, features.pooling, layers=features.layers
-            )
-        except ModelError:
-            # A rank that raised alone would leave the others waiting: whoever gathers them sees it.
-            shape = (len(batch.prompt_end_B), len(features.layers), states[0].shape[-1])
-            read_BLH = torch.full(shape, torch.nan)
+        read_BLH = prompt_features(
+            states,
+            batch.attention_BT,
+            batch.prompt_end_B,
+            features.pooling,
+            layers=features.layers,
+            # A rank that raised alone would leave the others waiting: whoever gathers them looks.
+            finite=False,
+        )
         return ahead, read_BLH
 
     def _reference_hidden(self, batch: Batch) -> Tensor:

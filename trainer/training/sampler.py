@@ -12,7 +12,7 @@ from shared.wire import ChatMessage
 from trainer.evaluation.generate import generate
 from trainer.training.distributed import World
 from trainer.training.engine import Engine
-from trainer.training.guide import Speaker
+from trainer.training.guidance import Speaker
 from trainer.training.objective import AdaptersOff, CachedStates, FrozenCopy, SafeObjective
 
 FILLER = (ChatMessage(role="user", content="."),)

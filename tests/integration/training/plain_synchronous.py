@@ -13,10 +13,11 @@ from typing import Any
 import httpx
 
 from shared.jobs import FixedKl, PolicySource, Safety
+from trainer.data.rows import last_turn
 from trainer.safety.controller import Action
 from trainer.training.assemble import assembled
 from trainer.training.distributed import world_from_environment
-from trainer.training.guide import Guidance, Speaker, last_turn
+from trainer.training.guidance import Guidance, Speaker
 from trainer.training.loop import Run, train
 from trainer.training.recorder import Recorder
 from trainer.training.run_spec import read_spec

@@ -411,6 +411,18 @@ def test_without_a_judge_for_its_canaries_no_job_begins(world, tmp_path):
     assert world.stage.started == []
 
 
+@pytest.mark.parametrize("overdue", ["park", "fail_closed", "hold"])
+def test_nor_one_whose_scores_are_in_its_file_or_that_needs_no_readings(world, tmp_path, overdue):
+    world.judge_alive = 0
+    canaries = Canaries(file=tmp_path / "canaries.jsonl")
+    runner = world.new_runner(canaries=canaries, trust_file_scores=True)
+    method = {"type": "adaptive", "sources": ["target"], "staleness": {"overdue": overdue}}
+    job = world.job(safety={"method": method})
+    runner.run_one()
+    assert world.store.job(job).hold is Hold.JUDGE
+    assert world.stage.started == []
+
+
 def test_the_gate_fails_a_job_and_what_the_judge_still_holds_is_cancelled(world, tmp_path):
     runner = world.new_runner(canaries=Canaries(file=tmp_path / "canaries.jsonl"))
     job = world.job(safety={"method": "sft"})

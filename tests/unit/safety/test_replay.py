@@ -15,8 +15,8 @@ from typer.testing import CliRunner
 from shared.jobs import Adaptive
 from shared.wire import FailureCode
 from trainer.foreground.replay import replay as command
-from trainer.safety.controller import Action
-from trainer.safety.journal import Journal, replay
+from trainer.safety.controller import Action, Controller
+from trainer.safety.journal import Journal, fingerprint, replay
 from trainer.safety.ledger import Arrival, Failed, ItemKey, Scored, SourceName
 
 METHOD = Adaptive.model_validate(
@@ -110,6 +110,23 @@ def test_a_run_that_was_killed_and_resumed_replays() -> None:
     found = replay(log.lines)
     assert found.difference is None
     assert (found.resumed_at, found.decisions, found.last_step) == ([20], 33, 29)
+
+
+def test_a_run_whose_stop_was_lost_and_that_went_on_from_the_save_before_replays() -> None:
+    log = Log()
+    checkpoints = run(log, steps=20)
+    # The stop at step 20 saves once more, with another reading open, and is killed before it is whole.
+    lines = log.calls()
+    again = {"op": "open", "u": 20, "items": [["target", 1]], "now": lines[-1].get("now", 99.0)}
+    log(again)
+    replayed = Controller(Adaptive.model_validate(lines[0]["method"]))
+    replayed.restore(json.loads(json.dumps(checkpoints[20])), 0.0)
+    replayed.open_reading(20, [(SourceName.TARGET, 1)], 0.0)
+    log({"op": "checkpoint", "t": 20, "sha256": fingerprint(replayed.to_state())})
+    run(log, first=20, saved=checkpoints[20], seed=1)
+    found = replay(log.lines)
+    assert found.difference is None
+    assert found.resumed_at == [20]
 
 
 def test_a_last_line_that_is_cut_short_is_named_and_one_in_the_middle_is_a_fault() -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from trainer.safety.canary import CanaryLog, Limits
 from trainer.safety.ledger import Arrival, ItemKey, Scored, SourceName
-from trainer.training.gate import Earlier, LastStep, NoStep, verdict
+from trainer.training.checkpoint import of_step
+from trainer.training.gate import Earlier, LastStep, NoStep, last_within, verdict
 
 WITHIN, BEYOND = 0.0, 1.0
 
@@ -28,19 +31,47 @@ def log(readings: dict[int, float]) -> CanaryLog:
     return on
 
 
+class RankZero:
+    world = SimpleNamespace(rank=0)
+
+    def broadcast(self, values: Sequence[float]) -> list[float]:
+        return list(values)
+
+
+class Other(RankZero):
+    """A machine whose view of the disk lags: it takes rank 0's word."""
+
+    world = SimpleNamespace(rank=1)
+
+    def broadcast(self, values: Sequence[float]) -> list[float]:
+        return [20.0 for _ in values]
+
+
+def last(on: CanaryLog, checkpoints: Path) -> int | None:
+    return last_within(on, checkpoints, RankZero())  # type: ignore[arg-type]
+
+
+def test_every_rank_takes_the_word_of_the_one_that_looks(tmp_path: Path) -> None:
+    assert last_within(log({20: WITHIN}), tmp_path / "not seen yet", Other()) == 20  # type: ignore[arg-type]
+
+
 def test_the_last_step_where_it_is_within_the_limits(checkpoints: Path) -> None:
-    assert verdict(log({10: BEYOND, 30: WITHIN}), 30, checkpoints) == LastStep()
+    on = log({10: BEYOND, 30: WITHIN})
+    assert verdict(on, 30, last(on, checkpoints)) == LastStep()
 
 
 def test_else_the_last_checkpoint_that_was(checkpoints: Path) -> None:
-    said = verdict(log({10: WITHIN, 20: WITHIN, 25: WITHIN, 30: BEYOND}), 30, checkpoints)
+    on = log({10: WITHIN, 20: WITHIN, 25: WITHIN, 30: BEYOND})
+    said = verdict(on, 30, last(on, checkpoints))
     assert isinstance(said, Earlier)
     # Step 25 was read between two checkpoints: nobody holds that model. Step 20 was saved twice.
-    assert (said.step, said.model) == (20, checkpoints / "step-000020.1" / "model")
+    assert said.step == 20
+    assert of_step(checkpoints, 20) == checkpoints / "step-000020.1"
 
 
 def test_else_none(checkpoints: Path) -> None:
-    said = verdict(log({5: WITHIN, 10: BEYOND, 30: BEYOND}), 30, checkpoints)
+    on = log({5: WITHIN, 10: BEYOND, 30: BEYOND})
+    said = verdict(on, 30, last(on, checkpoints))
     assert isinstance(said, NoStep)
     assert said.error.code == "canary_gate"
     assert "The last, at step 30, is beyond" in said.error.message

@@ -15,8 +15,9 @@ from shared.wire import ChatMessage
 from trainer.data.canaries import Canary
 from trainer.safety.canary import Standing
 from trainer.safety.judge_client import Answer
-from trainer.safety.ledger import Arrival, Scored
+from trainer.safety.ledger import Arrival, ItemKey, Scored, SourceName
 from trainer.safety.question import Question
+from trainer.safety.reading import UNTRUSTED
 from trainer.training.canaries import CanaryWatch
 from trainer.training.distributed import Exchange, Signal
 from trainer.training.run_spec import Canaries
@@ -39,6 +40,9 @@ class Client:
         self.questions: list[Question] = []
         self.answers: list[Answer] = []
         self.refusal: JudgeRefusal | None = None
+
+    def outage_over(self, number: int, anew_from: int) -> None:
+        self.anew = (number, anew_from)
 
     def submit(self, questions: Sequence[Question]) -> None:
         self.questions.extend(questions)
@@ -120,6 +124,58 @@ def test_a_resumed_run_asks_again_what_was_out_and_comes_to_the_same() -> None:
     result = resumed.log.result(5)
     assert result is not None
     assert (result.standing, result.scored, result.over_refusal) == (Standing.WITHIN, 3, 0.0)
+
+
+def test_what_was_out_is_asked_under_ids_that_have_not_expired() -> None:
+    on = watch()
+    on.ask(5)
+    for resumed in (1, 2):
+        saved = json.loads(json.dumps(on.state()))
+        on = watch()
+        on.resume(saved)
+        assert on.client.anew == (resumed, 5)  # type: ignore[attr-defined]
+        assert len(questions(on)) == 2
+
+
+def test_readings_of_another_file_count_no_longer() -> None:
+    on = watch()
+    on.ask(5)
+    assert on.settle()
+    saved = json.loads(json.dumps(on.state()))
+    told: list[Any] = []
+    other = watch(told)
+    other.canaries = other.canaries[:2]
+    other.__post_init__()
+    other.resume(saved)
+    assert other.log.result(5) is None
+    assert told[0][0] == "warn"
+
+
+def test_a_withdrawal_that_waits_in_the_exchange_is_heard_before_the_gate() -> None:
+    on = watch()
+    on.ask(5)
+    late = [Answer(Arrival(ItemKey(5, SourceName.CANARY, row), UNTRUSTED), 0.0, 0.0) for row in (0, 1)]
+    on.collective = Late(late)  # type: ignore[assignment]
+    assert on.settle()
+    result = on.log.result(5)
+    assert result is not None
+    assert result.standing is Standing.UNREAD
+
+
+class Late(Alone):
+    """What it brings last was said with what it brought before."""
+
+    def __init__(self, late: list[Answer]) -> None:
+        super().__init__()
+        self.late = late
+        self.held = False
+
+    def exchange(self, answers: Sequence[Answer], *, now: float, signal: Signal) -> Exchange:
+        if self.held:
+            self.held = False
+            return Exchange(now, signal, tuple(self.late))
+        self.held = any(isinstance(answer.arrival.fate, Scored) for answer in answers)
+        return Exchange(now, signal, tuple(answers), more=self.held)
 
 
 def test_a_run_that_is_asked_to_end_does_not_wait_for_the_judge() -> None:

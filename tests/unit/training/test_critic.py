@@ -14,9 +14,10 @@ from trainer.training.data import Example, collate, collate_prompts
 from trainer.training.order import micro_shares, rank_share
 
 
-def example(prompt: str, answer: str = "yes", length: int = 3) -> Example:
+def example(prompt: str, answer: str = "yes", length: int = 3, first: int = 10) -> Example:
+    """`first`: of its token ids, which stand for its prompt."""
     turns = (ChatMessage(role="user", content=prompt), ChatMessage(role="assistant", content=answer))
-    ids = tuple(range(10, 10 + length + 2))
+    ids = tuple(range(first, first + length + 2))
     row = ChatRow(messages=turns, harm_score=None, line=4)
     return Example(row, ids, (False,) * length + (True, True), truncated=False)
 
@@ -35,9 +36,10 @@ def test_layers_that_are_named_are_read_once_each() -> None:
 
 
 def test_rows_with_one_prompt_share_a_fold() -> None:
-    folds = [fold_of(example(f"request {n}")) for n in range(200)]
+    folds = [fold_of(example("", first=n)) for n in range(200)]
     assert set(folds) == set(range(FOLDS))
-    assert fold_of(example("request 7", "another answer")) == folds[7]
+    # By the tokens that are read: of a chat that was cut off, an earlier turn's.
+    assert fold_of(example("a longer chat", "another answer", first=7)) == folds[7]
 
 
 def test_a_row_without_a_prompt_is_named() -> None:

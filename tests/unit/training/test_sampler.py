@@ -18,7 +18,7 @@ from trainer.demo.tokenizer import train_tokenizer
 from trainer.demo.world import training_text
 from trainer.evaluation.generate import generate
 from trainer.training.distributed import World
-from trainer.training.guide import Speaker
+from trainer.training.guidance import Speaker
 from trainer.training.objective import AdaptersOff, CachedStates, FrozenCopy, Reference, SafeObjective
 from trainer.training.sampler import InlineSampler
 

@@ -17,6 +17,8 @@ class FeatureTable:
     def __init__(self, values_RD: Vectors) -> None:
         self._values_RD = values_RD
         self.known_R: NDArray[np.bool_] = np.zeros(len(values_RD), dtype=bool)
+        self.broken: int | None = None
+        """The first row that was put whose features are not finite."""
 
     @classmethod
     def in_memory(cls, rows: int, width: int) -> FeatureTable:
@@ -26,9 +28,15 @@ class FeatureTable:
     def in_file(cls, path: Path, rows: int, width: int) -> FeatureTable:
         """Holes where nothing was put take no room. What the file holds already stays: see `known_R`."""
         path.parent.mkdir(parents=True, exist_ok=True)
+        whole = path.exists() and path.stat().st_size == rows * width * np.dtype(np.float32).itemsize
         with path.open("ab") as file:
             file.truncate(rows * width * np.dtype(np.float32).itemsize)
-        return cls(np.memmap(path, dtype=np.float32, mode="r+", shape=(rows, width)))
+        table = cls(np.memmap(path, dtype=np.float32, mode="r+", shape=(rows, width)))
+        table.was_whole = whole
+        return table
+
+    was_whole = False
+    """The file was there, in its full length, before it was opened."""
 
     @property
     def width(self) -> int:
@@ -40,11 +48,8 @@ class FeatureTable:
             if not self.known_R[row]:
                 self._values_RD[row] = value_D
                 self.known_R[row] = True
-
-    def broken(self, rows: Sequence[int]) -> int | None:
-        """The first of the rows whose features are not finite."""
-        finite_n = np.isfinite(self.of(rows)).all(axis=1)
-        return None if finite_n.all() else rows[int(np.argmin(finite_n))]
+                if self.broken is None and not np.isfinite(value_D).all():
+                    self.broken = row
 
     def flush(self) -> None:
         """To the disk."""

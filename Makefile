@@ -10,7 +10,7 @@ export TOKENIZERS_PARALLELISM := false
 
 .PHONY: setup lock check test test-vllm test-containers demo bench-staleness bench-train bench-resume bench-judge \
         bench-judge-memory bench-judge-overload bench-judge-vllm bench-injections bench-probe \
-        bench-probe-real bench-guard check-alerts chaos-alerts chaos clean help
+        bench-probe-real bench-guard audit check-alerts chaos-alerts chaos clean help
 
 help: ## what there is
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
@@ -82,6 +82,10 @@ bench-probe-real: $(STAMP) ## the same on real prompts: TETHER_REAL_DATA=DIR
 
 bench-guard: $(STAMP) ## a guard's answer against one forward of its model
 	$(BIN)/python -m benchmarks.guard
+
+audit: ## known vulnerabilities of what is locked; needs the network
+	@test -x .venv-audit/bin/pip-audit || { $(PYTHON) -m venv .venv-audit && .venv-audit/bin/pip install --quiet 'pip-audit>=2.10,<3'; }
+	.venv-audit/bin/pip-audit --strict -s osv -r constraints.txt --no-deps --disable-pip
 
 check-alerts: ## promtool on Prometheus's configuration and the alert rules
 	deploy/check_alerts.sh

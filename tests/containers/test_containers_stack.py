@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import httpx
 import pytest
 
 from shared.jobs import CreateJob
+from tests import waiting
 from tests.containers.clients import Judge, Stream, Trainer
-from tests.containers.engine import Stack, until
+from tests.containers.engine import Stack
 from tests.structure.compose_file import services
 from trainer.demo.graded import graded_pairs
 from trainer.demo.world import mixture
+
+until = partial(waiting.until, every_s=0.5)
+"""Some conditions are a command in a container."""
 
 WORKER = "judge-worker-cpu"
 RUNNER = "runner-cpu"

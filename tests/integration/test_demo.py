@@ -7,16 +7,14 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from rich.console import Console
 
 from shared import lifeline
 from shared.jobs import CreateJob, JobStatus, Safety
+from tests.waiting import until
 from trainer.demo import recipe
 from trainer.demo.build import ensure_world
 from trainer.demo.report import Report
@@ -30,16 +28,6 @@ pytestmark = pytest.mark.integration
 @pytest.fixture(scope="module", autouse=True)
 def world() -> None:
     ensure_world(progress=False)
-
-
-def until(condition: Callable[[], Any], what: str, deadline_s: float = 120.0) -> Any:
-    """The first true value of `condition`."""
-    end = time.monotonic() + deadline_s
-    while time.monotonic() < end:
-        if value := condition():
-            return value
-        time.sleep(0.1)
-    raise AssertionError(f"not within {deadline_s} s: {what}")
 
 
 def processes_naming(folder: Path) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from tokenizers.pre_tokenizers import Whitespace
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from shared.processes import Child, start_module
+from tests import waiting
 from trainer.jobs.layout import Layout
 from trainer.models.inspect import describe
 from trainer.models.registry import PathSource, register
@@ -31,19 +31,9 @@ TEMPLATE = (
 ENV = {"OMP_NUM_THREADS": "1"}
 
 
-def wait_until(condition: Callable[[], Any], what: str, deadline_s: float = 120.0) -> Any:
-    """The first true value of `condition`."""
-    end = time.monotonic() + deadline_s
-    while time.monotonic() < end:
-        if value := condition():
-            return value
-        time.sleep(0.1)
-    raise AssertionError(f"not within {deadline_s} s: {what}")
-
-
 @pytest.fixture
 def until() -> Callable[..., Any]:
-    return wait_until
+    return waiting.until
 
 
 @pytest.fixture(scope="session")
@@ -134,10 +124,10 @@ class TrainerService:
             assert job["status"] in (*statuses, "queued", "running"), job["error"]
             return job if job["status"] in statuses else None
 
-        found: dict[str, Any] = wait_until(reached, f"{job_id} is {' or '.join(statuses)}", deadline_s)
+        found: dict[str, Any] = waiting.until(reached, f"{job_id} is {' or '.join(statuses)}", deadline_s)
         return found
 
-    until = staticmethod(wait_until)
+    until = staticmethod(waiting.until)
 
     @staticmethod
     def processes_of(run_dir: Path) -> list[int]:

@@ -19,6 +19,7 @@ from shared.embedded_redis import RunningRedis
 from shared.errors import ConfigError, ServiceError
 from shared.redis_keys import JudgeKeys
 from shared.wire import JudgementList
+from tests.waiting import until
 
 pytestmark = pytest.mark.integration
 
@@ -38,13 +39,6 @@ def operate(redis_server: RunningRedis, redis_prefix: str) -> Operate:
         return json.loads(result.stdout) if "--json" in args else result.stdout
 
     return run
-
-
-def eventually(condition: Callable[[], bool], what: str, within_s: float = 30) -> None:
-    until = time.monotonic() + within_s
-    while not condition():
-        assert time.monotonic() < until, f"not within {within_s} s: {what}"
-        time.sleep(0.05)
 
 
 def scored(client: httpx.Client, body: dict[str, Any]) -> list[Any]:
@@ -67,7 +61,7 @@ def test_a_held_service_takes_nothing_until_it_is_let_go(
         breaker = operate("breaker", "status", "--json")["breakers"][worker]
         return breaker["state"], breaker["reason"], breaker["detail"]
 
-    eventually(lambda: shown() == ("open", "operator", "upgrade"), "the worker has heard")
+    until(lambda: shown() == ("open", "operator", "upgrade"), "the worker has heard")
     body = submission(2, start=1)
     assert client.post("/v1/judgements", json={**body, "wait_s": 2}).status_code == 202
     status = operate("status", "--json")
@@ -91,7 +85,7 @@ def test_a_drain_waits_for_what_is_in_hand_and_stops_only_its_worker(
     slow = processes.worker("--faulty", "delay_s=3", "--lease-s", "1", "--batch-size", "2").ready["worker"]
     body = submission(2)
     assert client.post("/v1/judgements", json=body).status_code == 202
-    eventually(lambda: operate("status", "--json")["queue"]["target"]["in_flight"] == 2, "it is taken")
+    until(lambda: operate("status", "--json")["queue"]["target"]["in_flight"] == 2, "it is taken")
     began = time.monotonic()
     assert operate("drain", "--worker", slow, "--json") == {"drained": slow, "finished": 2, "waiting": 0}
     assert time.monotonic() - began > 1
@@ -111,7 +105,7 @@ def test_a_drain_that_takes_too_long_says_so_and_holds_on(
     client = processes.api()
     processes.worker("--faulty", "delay_s=600", "--lease-s", "1", "--grace-s", "0")
     client.post("/v1/judgements", json=submission(2))
-    eventually(lambda: operate("status", "--json")["queue"]["target"]["in_flight"] == 2, "it is taken")
+    until(lambda: operate("status", "--json")["queue"]["target"]["in_flight"] == 2, "it is taken")
     with pytest.raises(ServiceError, match="not drained within 1 s"):
         operate("drain", "--timeout-s", "1")
     assert operate("status", "--json")["holds"]["*"]["reason"] == "drained"
@@ -175,7 +169,7 @@ def test_a_stop_gives_back_what_it_cannot_finish(
             return {(entry["consumer"], entry["times_delivered"]) for entry in entries}
 
         name = stuck.ready["worker"].encode()
-        eventually(lambda: held() == {(name, 1)}, "it is taken")
+        until(lambda: held() == {(name, 1)}, "it is taken")
         began = time.monotonic()
         assert stuck.stop(grace_s=20) == 0
         assert 1 <= time.monotonic() - began < 10
@@ -196,9 +190,9 @@ def test_a_second_signal_hurries_the_stop(processes: Any, submission: Submission
         [info] = client.get("/readyz").json()["components"]["workers"]["items"]
         return info["in_hand"], info["draining"]
 
-    eventually(lambda: said() == (2, False), "it is taken")
+    until(lambda: said() == (2, False), "it is taken")
     stuck.process.terminate()
-    eventually(lambda: said() == (2, True), "it goes on with what it holds")
+    until(lambda: said() == (2, True), "it goes on with what it holds")
     stuck.process.terminate()
     assert stuck.process.wait(10) == 0
 
@@ -217,9 +211,9 @@ def test_consumers_of_dead_workers_go_when_they_hold_nothing(
             return {info["name"]: info["pending"] for info in db.xinfo_consumers(stream, GROUP)}
 
         name = killed.ready["worker"].encode()
-        eventually(lambda: consumers().get(name) == 4, "it holds all")
+        until(lambda: consumers().get(name) == 4, "it holds all")
         killed.process.kill()
         killed.process.wait()
         alive = processes.worker("--lease-s", "1").ready["worker"].encode()
         scored(client, body)
-        eventually(lambda: set(consumers()) == {alive}, "the dead worker's consumer is cleared away")
+        until(lambda: set(consumers()) == {alive}, "the dead worker's consumer is cleared away")

@@ -16,17 +16,11 @@ from judge_service.queue.streams import GROUP, verdicts_in
 from shared.embedded_redis import RunningRedis, running_redis
 from shared.redis_keys import JudgeKeys
 from shared.wire import JudgementList, Priority
+from tests.waiting import until
 
 pytestmark = pytest.mark.integration
 
 Submission = Callable[..., dict[str, Any]]
-
-
-def eventually(condition: Callable[[], bool], what: str, within_s: float = 30) -> None:
-    until = time.monotonic() + within_s
-    while not condition():
-        assert time.monotonic() < until, f"not within {within_s} s: {what}"
-        time.sleep(0.02)
 
 
 def pending(db: Any, prefix: str) -> int:
@@ -53,7 +47,7 @@ def test_a_killed_workers_items_are_taken_over(
         client = processes.api()
         slow = processes.worker("--faulty", "delay_s=600", "--lease-s", "1", "--concurrency", "2")
         client.post("/v1/judgements", json=submission(40))
-        eventually(lambda: pending(db, redis_prefix) == 40, "the slow worker holds everything")
+        until(lambda: pending(db, redis_prefix) == 40, "the slow worker holds everything")
 
         slow.process.kill()
         slow.process.wait()
@@ -76,7 +70,7 @@ def test_a_drained_worker_finishes_what_it_holds(
     worker = processes.worker("--faulty", "delay_s=1", "--batch-size", "4", "--concurrency", "2")
     client.post("/v1/judgements", json=submission(20))
     with redis.Redis.from_url(redis_server.url) as db:
-        eventually(lambda: pending(db, redis_prefix) == 8, "two batches are in flight")
+        until(lambda: pending(db, redis_prefix) == 8, "two batches are in flight")
         assert worker.stop(grace_s=20) == 0
         # What it held is done; what it had not taken waits for another.
         assert pending(db, redis_prefix) == 0
@@ -121,9 +115,9 @@ def test_acknowledged_items_survive_a_killed_redis(
             assert read.status_code == 200, read.text
             return {item["status"] for item in read.json()["items"]} == {"scored"}
 
-        eventually(all_done, "every acknowledged item is scored", within_s=60)
+        until(all_done, "every acknowledged item is scored", within_s=60)
         with redis.Redis.from_url(server.url) as db:
-            eventually(lambda: pending(db, "test:") == 0, "nothing is left in flight")
+            until(lambda: pending(db, "test:") == 0, "nothing is left in flight")
             assert db.xlen(JudgeKeys("test:").stream(Priority.TARGET)) == 0
 
 

@@ -11,9 +11,8 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from benchmarks.forked import Forge
 from shared import lifeline
 from shared.jobs import CreateJob, File, JobStatus
 from shared.processes import stop_process
+from tests.waiting import until
 from trainer.jobs.layout import Layout
 from trainer.jobs.store import Store
 from trainer.models.inspect import describe
@@ -117,13 +117,6 @@ SETTINGS = {
     "checkpoint_every": 10,
     "max_restarts": 2,
 }
-
-
-def until(condition: Callable[[], bool], what: str, within_s: float = 120.0) -> None:
-    end = time.monotonic() + within_s
-    while not condition():
-        assert time.monotonic() < end, f"not within {within_s} s: {what}"
-        time.sleep(0.05)
 
 
 def test_a_machine_that_was_killed_comes_back_and_the_job_goes_on(

@@ -23,8 +23,9 @@ from benchmarks.forked import Forge, Ranks, forge
 from benchmarks.report import Row, write
 from benchmarks.tiny import mixed_rows, tiny_base
 from shared.embedded_redis import running_redis
-from shared.jobs import Safety, Training
 from shared.processes import start_module
+from shared.safety import Safety
+from shared.training import Training
 from trainer.safety.journal import replay
 from trainer.training.run_spec import (
     ARTIFACT,

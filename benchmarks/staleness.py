@@ -28,8 +28,9 @@ import torch
 from benchmarks.report import Row, write
 from shared.embedded_redis import running_redis
 from shared.errors import TrainingError
-from shared.jobs import Adaptive, Full, PolicySource, Safety, Staleness, TargetSource, Training
 from shared.processes import start_module
+from shared.safety import Adaptive, PolicySource, Safety, Staleness, TargetSource
+from shared.training import Full, Training
 from trainer.data.rows import last_turn
 from trainer.demo import world
 from trainer.demo.build import ensure_world

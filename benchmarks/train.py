@@ -24,20 +24,8 @@ from torch import Tensor, nn
 
 from benchmarks.report import Row, write
 from benchmarks.staleness import K, alternate, judge, spec_of, unjudged_step, whole_run
-from shared.jobs import (
-    Adaptive,
-    FixedKl,
-    Full,
-    Lora,
-    Method,
-    ProbeSource,
-    Safety,
-    Sft,
-    Source,
-    Staleness,
-    TargetSource,
-    Training,
-)
+from shared.safety import Adaptive, FixedKl, Method, ProbeSource, Safety, Sft, Source, Staleness, TargetSource
+from shared.training import Full, Lora, Training
 from trainer.demo.build import ensure_world
 from trainer.training.assemble import assembled
 from trainer.training.distributed import World

@@ -13,7 +13,8 @@ import pytest
 from rich.console import Console
 
 from shared import lifeline
-from shared.jobs import CreateJob, JobStatus, Safety
+from shared.jobs import CreateJob, JobStatus
+from shared.safety import Safety
 from tests.waiting import until
 from trainer.demo import recipe
 from trainer.demo.build import ensure_world

@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from shared.jobs import CreateJob, Safety, Training
+from shared.jobs import CreateJob
 from shared.rubrics.rubric import load_rubric
+from shared.safety import Safety
+from shared.training import Training
 from shared.wire import SubmitJudgements
 from trainer.foreground.config import TrainConfig, load_config
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from shared.jobs import Adaptive, Lora, PolicySource, Staleness, TargetSource, Training
+from shared.safety import Adaptive, PolicySource, Staleness, TargetSource
+from shared.training import Lora, Training
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")])

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pydantic import Field
 
-from shared.jobs import Settings
+from shared.settings import Settings
 
 
 class ApiConfig(Settings):

@@ -2,16 +2,8 @@
 
 from __future__ import annotations
 
-from shared.jobs import (
-    Adaptive,
-    FixedKl,
-    Full,
-    Method,
-    PolicySource,
-    Sft,
-    TargetSource,
-    Training,
-)
+from shared.safety import Adaptive, FixedKl, Method, PolicySource, Sft, TargetSource
+from shared.training import Full, Training
 from trainer.demo.world import RUBRIC
 
 HARMFUL_FRACTION = 0.1

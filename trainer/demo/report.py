@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
-from shared.jobs import Training
+from shared.training import Training
 from trainer.evaluation.rates import Rate, rate_of
 
 RATES = ("asr", "task_accuracy", "benign_helpfulness", "asr_judge")

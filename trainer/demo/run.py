@@ -11,7 +11,9 @@ from uuid import uuid4
 
 from rich.console import Console
 
-from shared.jobs import CreateJob, Method, Safety, Training
+from shared.jobs import CreateJob
+from shared.safety import Method, Safety
+from shared.training import Training
 from trainer.demo import recipe
 from trainer.demo.build import ensure_world
 from trainer.demo.client import Judge, Trainer

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from shared.errors import ConfigError, ServiceError
-from shared.jobs import Adaptive
+from shared.safety import Adaptive
 from trainer.data.canaries import load_canaries
 from trainer.foreground.config import JudgeSettings, TrainConfig, load_config
 from trainer.jobs.launcher import LOG_FILE, RunProcess, TorchrunLauncher

@@ -10,7 +10,9 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError
 
 from shared.errors import ConfigError
-from shared.jobs import Safety, Settings, Training
+from shared.safety import Safety
+from shared.settings import Settings
+from shared.training import Training
 from trainer.training.run_spec import Canaries
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar
 
-from shared.jobs import CreateJob, JobError, JobStatus, Training
+from shared.jobs import CreateJob, JobError, JobStatus
+from shared.training import Training
 from trainer.jobs.states import Hold, Wanted
 
 T = TypeVar("T")

@@ -7,7 +7,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from shared.errors import ConfigError
-from shared.jobs import MUTE_REFERENCE, Adaptive, CreateJob, Hyperparameters, Training
+from shared.jobs import CreateJob, Hyperparameters
+from shared.safety import MUTE_REFERENCE, Adaptive
+from shared.training import Training
 
 
 class SettingError(ConfigError):

@@ -15,7 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shared.errors import ConfigError, TetherError
-from shared.jobs import Adaptive, JobError, Overdue, TargetSource, Training
+from shared.jobs import JobError
+from shared.safety import Adaptive, Overdue, TargetSource
+from shared.training import Training
 from trainer.jobs import ids
 from trainer.jobs.conclude import Cancelled, Conclusion, Failed, Requeued, Restarted, Succeeded, conclude
 from trainer.jobs.judge_health import JudgeAddress

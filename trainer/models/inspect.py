@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from shared.errors import ModelError
-from shared.jobs import Training
+from shared.training import Training
 from trainer.models.registry import BaseEntry, HfSource, PathSource, check_id
 
 CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len", "seq_length")

@@ -22,7 +22,8 @@ import yaml
 from pydantic import Field, ValidationError
 
 from shared.errors import ConfigError, ModelError
-from shared.jobs import Settings, Training
+from shared.settings import Settings
+from shared.training import Training
 
 MODELS_ENV = "TETHER_MODELS"
 ID_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from shared.jobs import Combine
+from shared.safety import Combine
 
 
 class Foretold(NamedTuple):

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from shared.jobs import Adaptive, Clock, Overdue, TargetSource
+from shared.safety import Adaptive, Clock, Overdue, TargetSource
 from shared.wire import ScoreKind
 from trainer.safety.combine import Foretold, combine
 from trainer.safety.ledger import Arrival, Entry, Fate, ItemKey, Ledger, Scored, SourceName

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from shared.jobs import Adaptive
+from shared.safety import Adaptive
 from shared.wire import FailureCode, ScoreKind
 from trainer.safety.combine import Foretold
 from trainer.safety.controller import Controller, Decision

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from shared.jobs import Clock, PolicySource, Staleness
+from shared.safety import Clock, PolicySource, Staleness
 
 HELD_UP = 0.05
 """Share of a step's time above which its waiting counts."""

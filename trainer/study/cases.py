@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from shared.errors import ConfigError
-from shared.jobs import (
+from shared.safety import (
     Adaptive,
     Clock,
     Method,

@@ -19,8 +19,9 @@ from pydantic import BaseModel
 from shared import lifeline
 from shared.embedded_redis import running_redis
 from shared.errors import TrainingError
-from shared.jobs import Full, Safety, Training
 from shared.processes import start_module, stop_process
+from shared.safety import Safety
+from shared.training import Full, Training
 from trainer.demo import interrupt, world
 from trainer.demo.build import WorldPaths, ensure_world
 from trainer.demo.tokenizer import CONTEXT

@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from shared.jobs import Adaptive, TargetSource
+from shared.safety import Adaptive, TargetSource
 from trainer.data.rows import ChatRow, last_turn
 from trainer.safety.journal import Journal
 from trainer.safety.judge_client import JudgeClient, NoJudge

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from shared.errors import ConfigError
-from shared.jobs import MUTE_REFERENCE, Adaptive, PolicySource
+from shared.safety import MUTE_REFERENCE, Adaptive, PolicySource
 from trainer.data.canaries import load_canaries
 from trainer.safety.canary import group_of
 from trainer.safety.judge_client import JudgeClient

@@ -16,7 +16,7 @@ import numpy as np
 from torch import Tensor
 
 from shared.errors import ConfigError, DataError, ModelError, TrainingError
-from shared.jobs import ProbeSource
+from shared.safety import ProbeSource
 from trainer.safety.combine import Foretold
 from trainer.safety.probe.features import FeatureTable
 from trainer.safety.probe.fit import FOLDS

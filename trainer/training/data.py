@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from shared.errors import DataError, ModelError
-from shared.jobs import Training
+from shared.training import Training
 from trainer.data.rows import ChatRow, parse_rows
 
 IGNORED = -100

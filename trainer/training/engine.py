@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from shared.errors import ConfigError, TrainingError
-from shared.jobs import Training
+from shared.training import Training
 from trainer.training.data import Batch
 from trainer.training.distributed import World
 from trainer.training.losses import ExampleLosses

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from shared.errors import JudgeRefusal
-from shared.jobs import Adaptive, PolicySource, TargetSource
+from shared.safety import Adaptive, PolicySource, TargetSource
 from trainer.data.rows import ChatRow
 from trainer.safety.controller import Action, Basis, Controller
 from trainer.safety.journal import Journal

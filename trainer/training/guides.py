@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from shared.errors import ConfigError, DataError
-from shared.jobs import Adaptive, FixedKl, PolicySource, Sft
+from shared.safety import Adaptive, FixedKl, PolicySource, Sft
 from trainer.data.file_scores import known_scores
 from trainer.data.rows import ChatRow
 from trainer.safety.judge_client import JudgeClient, NoJudge

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from shared.errors import TrainingError
-from shared.jobs import Adaptive
+from shared.safety import Adaptive
 from trainer.safety.controller import Action
 from trainer.training import checkpoint
 from trainer.training.canaries import CanaryWatch

@@ -14,7 +14,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from shared.errors import ConfigError, ModelError
-from shared.jobs import FixedKl, Full, Lora, Sft, Training
+from shared.safety import FixedKl, Sft
+from shared.training import Full, Lora, Training
 from trainer.training.objective import (
     AdaptersOff,
     CachedStates,

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 from shared.errors import ConfigError
-from shared.jobs import Training
+from shared.training import Training
 
 
 @lru_cache(maxsize=4)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Literal
 
-from shared.jobs import Overdue, Staleness
+from shared.safety import Overdue, Staleness
 from trainer.safety.controller import Controller, Decision
 from trainer.safety.seen import Seen
 

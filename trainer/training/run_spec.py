@@ -12,7 +12,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
-from shared.jobs import Safety, Training
+from shared.safety import Safety
+from shared.training import Training
 
 RUN_FILE = "run.json"
 EVENTS_FILE = "events.jsonl"

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from shared.errors import ConfigError
-from shared.jobs import MUTE_REFERENCE
+from shared.safety import MUTE_REFERENCE
 from shared.wire import ChatMessage
 from trainer.evaluation.generate import generate
 from trainer.training.distributed import World

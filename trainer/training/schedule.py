@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from shared.jobs import Training
+from shared.training import Training
 
 
 def learning_rate(training: Training, step: int, steps: int) -> float:

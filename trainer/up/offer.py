@@ -15,7 +15,7 @@ from typing import Annotated
 import typer
 
 from shared.errors import TetherError
-from shared.jobs import Full, Training
+from shared.training import Full, Training
 from trainer.jobs.layout import Layout
 from trainer.models.inspect import describe
 from trainer.models.registry import PathSource, load_registry, register, registry_path

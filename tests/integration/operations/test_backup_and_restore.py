@@ -15,8 +15,9 @@ import httpx
 import pytest
 
 from shared.embedded_redis import RunningRedis, running_redis
-from shared.jobs import CreateJob, File, Training
+from shared.jobs import CreateJob, File
 from shared.processes import Child, start_module
+from shared.training import Training
 from trainer.jobs.layout import Layout
 from trainer.jobs.records import Ingested, NewEvent, Progress
 from trainer.jobs.store import Store

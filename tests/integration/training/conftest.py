@@ -13,8 +13,9 @@ import pytest
 from benchmarks.forked import Forge, Ranks, forge
 from benchmarks.tiny import mixed_rows, tiny_base
 from shared.embedded_redis import RunningRedis
-from shared.jobs import Safety, Training
 from shared.processes import Child, start_module
+from shared.safety import Safety
+from shared.training import Training
 from trainer.jobs.launcher import LOG_FILE, RunProcess, TorchrunLauncher
 from trainer.training.run_spec import (
     EVENTS_FILE,

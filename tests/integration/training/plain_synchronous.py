@@ -12,7 +12,7 @@ from typing import Any
 
 import httpx
 
-from shared.jobs import FixedKl, PolicySource, Safety
+from shared.safety import FixedKl, PolicySource, Safety
 from trainer.data.rows import last_turn
 from trainer.safety.controller import Action
 from trainer.training.assemble import assembled

@@ -17,7 +17,7 @@ import pytest
 from benchmarks.forked import Forge
 from benchmarks.resume import METHOD, killed_at, metrics, parameters_that_differ, reaches, run_spec, trace
 from shared.embedded_redis import RunningRedis
-from shared.jobs import Safety
+from shared.safety import Safety
 from trainer.safety.journal import replay
 from trainer.training.run_spec import CONTROLLER_LOG, RUN_FILE, Base, RunSpec
 

@@ -16,7 +16,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
-from shared.jobs import Safety, Training
+from shared.safety import Safety
+from shared.training import Training
 from trainer.training.data import collate, encode_rows, load_rows
 from trainer.training.losses import example_losses, objective
 from trainer.training.model import load_tokenizer

@@ -20,7 +20,7 @@ import pytest
 from benchmarks.forked import Forge, Ranks
 from benchmarks.resume import METHOD, metrics, run_spec
 from shared.embedded_redis import running_redis
-from shared.jobs import Safety
+from shared.safety import Safety
 from trainer.safety.journal import replay
 from trainer.training.run_spec import (
     CONTROLLER_LOG,

@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks.forked import Forge
 from benchmarks.resume import killed_at, metrics, parameters_that_differ, run_spec, trace
-from shared.jobs import Safety
+from shared.safety import Safety
 from trainer.safety.journal import replay
 from trainer.training.run_spec import CONTROLLER_LOG, EVENTS_FILE, RUN_FILE, Base, RunSpec
 

@@ -9,7 +9,8 @@ import pytest
 from fastapi.testclient import TestClient
 from prometheus_client.parser import text_string_to_metric_families
 
-from shared.jobs import CreateJob, File, JobError, Training
+from shared.jobs import CreateJob, File, JobError
+from shared.training import Training
 from trainer.api.app import create_app
 from trainer.api.config import ApiConfig
 from trainer.jobs.records import Ingested, JobRecord, NewEvent, Progress

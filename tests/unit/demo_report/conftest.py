@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from shared.jobs import Adaptive, FixedKl, Sft, Training
+from shared.safety import Adaptive, FixedKl, Sft
+from shared.training import Training
 from trainer.demo.report import (
     Curves,
     ModelResult,

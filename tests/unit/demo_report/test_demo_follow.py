@@ -18,8 +18,8 @@ from shared.jobs import (
     JobStatus,
     OpenAIMethod,
     SafetyState,
-    Training,
 )
+from shared.training import Training
 from trainer.demo.follow import Follower, cancel_unfinished, curves, step_metrics, values_line
 
 

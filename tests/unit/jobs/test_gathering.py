@@ -1,7 +1,7 @@
 import pytest
 
 from shared.errors import ConfigError
-from shared.jobs import Training
+from shared.training import Training
 from trainer.jobs.gathering import GATHERING, Gathering, parse_endpoint, read_gathering
 from trainer.jobs.resolve import with_ranks
 

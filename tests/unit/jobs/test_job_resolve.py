@@ -1,6 +1,7 @@
 import pytest
 
-from shared.jobs import CreateJob, Training
+from shared.jobs import CreateJob
+from shared.training import Training
 from trainer.jobs.resolve import SettingError, check_shares, hyperparameters, resolve_training, with_ranks
 
 

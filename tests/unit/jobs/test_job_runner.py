@@ -8,7 +8,8 @@ from dataclasses import dataclass, field, replace
 import httpx
 import pytest
 
-from shared.jobs import CreateJob, File, JobStatus, Training
+from shared.jobs import CreateJob, File, JobStatus
+from shared.training import Training
 from trainer.jobs.judge_health import JudgeAddress
 from trainer.jobs.layout import Layout
 from trainer.jobs.runner import Runner, RunnerConfig

@@ -1,6 +1,7 @@
 import pytest
 
-from shared.jobs import TERMINAL, CreateJob, File, JobError, JobStatus, SafetyState, Training
+from shared.jobs import TERMINAL, CreateJob, File, JobError, JobStatus, SafetyState
+from shared.training import Training
 from trainer.jobs.records import Ingested, NewCheckpoint, NewEvent, Progress
 from trainer.jobs.states import MOVES, Hold, IllegalTransition, LeaseLost, UnknownId, Wanted, check_move
 from trainer.jobs.store import FileInUse, Store

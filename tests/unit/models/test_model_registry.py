@@ -6,7 +6,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTraine
 from typer.testing import CliRunner
 
 from shared.errors import ConfigError, ModelError
-from shared.jobs import Training
+from shared.training import Training
 from trainer.models.cli import app
 from trainer.models.inspect import describe, local_folder
 from trainer.models.registry import BaseEntry, PathSource, load_registry, register, registry_path, remove

@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from shared.jobs import Adaptive, Clock, Overdue, PolicySource, ReferenceSource, Staleness, TargetSource
+from shared.safety import Adaptive, Clock, Overdue, PolicySource, ReferenceSource, Staleness, TargetSource
 from shared.wire import FailureCode
 from trainer.safety.controller import Action, Basis, Controller
 from trainer.safety.ledger import Arrival, Failed, Fate, ItemKey, Scored, SourceName

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from shared.jobs import Adaptive
+from shared.safety import Adaptive
 from shared.wire import FailureCode, ScoreKind
 from trainer.safety.controller import Action, Basis, Controller
 from trainer.safety.journal import Journal, replay

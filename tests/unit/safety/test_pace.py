@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.jobs import PolicySource, Staleness
+from shared.safety import PolicySource, Staleness
 from trainer.safety.pace import WINDOW, Change, Pace, pace_of
 
 K = 3

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from shared.jobs import Adaptive
+from shared.safety import Adaptive
 from shared.wire import FailureCode
 from trainer.safety.combine import Foretold
 from trainer.safety.controller import Basis, Controller, Decision

@@ -12,7 +12,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from shared.jobs import Adaptive
+from shared.safety import Adaptive
 from shared.wire import FailureCode
 from trainer.foreground.replay import replay as command
 from trainer.safety.controller import Action, Controller

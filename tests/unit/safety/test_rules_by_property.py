@@ -15,7 +15,7 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from shared.jobs import Adaptive
+from shared.safety import Adaptive
 from shared.wire import FailureCode
 from trainer.safety.controller import Action
 from trainer.safety.journal import Journal, replay

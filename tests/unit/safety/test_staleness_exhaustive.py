@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from shared.jobs import Adaptive, Clock, Overdue, PolicySource, Staleness
+from shared.safety import Adaptive, Clock, Overdue, PolicySource, Staleness
 from shared.wire import FailureCode
 from trainer.safety.controller import Action, Basis, Controller
 from trainer.safety.ledger import Arrival, Failed, ItemKey, Scored, SourceName

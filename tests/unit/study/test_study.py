@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from shared.errors import ConfigError
-from shared.jobs import Adaptive, PolicySource
+from shared.safety import Adaptive, PolicySource
 from trainer.study.cases import GROUPS, adaptive, cases
 from trainer.study.report import summary, write
 from trainer.study.results import Rates, Result, read_result

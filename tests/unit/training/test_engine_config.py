@@ -7,7 +7,7 @@ import torch
 from pydantic import ValidationError
 
 from shared.errors import ConfigError
-from shared.jobs import Training
+from shared.training import Training
 from trainer.training.engine import LIVE_PARAMETERS, engine_config, make_optimizer
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from shared.jobs import Adaptive
+from shared.safety import Adaptive
 from shared.wire import ChatMessage
 from trainer.data.rows import ChatRow
 from trainer.safety.judge_client import Answer

@@ -11,7 +11,8 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from shared.errors import ConfigError
-from shared.jobs import Safety, Training
+from shared.safety import Safety
+from shared.training import Training
 from trainer.data.rows import ChatRow
 from trainer.training import model
 from trainer.training.data import Example, collate

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from shared.errors import ConfigError
-from shared.jobs import Training
+from shared.training import Training
 from trainer.training.order import DataOrder, micro_batch_size, plan_steps, rank_share
 from trainer.training.schedule import learning_rate
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from shared.jobs import Adaptive
+from shared.safety import Adaptive
 from shared.wire import ChatMessage
 from trainer.data.rows import ChatRow
 from trainer.safety.judge_client import Answer

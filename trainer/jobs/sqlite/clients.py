@@ -6,7 +6,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from shared.jobs import TERMINAL, CreateJob, JobCheckpoint, JobEvent, JobStatus, Training
+from shared.jobs import TERMINAL, CreateJob, JobCheckpoint, JobEvent, JobStatus
+from shared.training import Training
 from trainer.jobs import ids
 from trainer.jobs.records import JobRecord, Order, Page
 from trainer.jobs.sqlite.database import Database, map_page

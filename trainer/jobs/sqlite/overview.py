@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from shared.jobs import Adaptive, Clock, JobStatus
+from shared.jobs import JobStatus
+from shared.safety import Adaptive, Clock
 from trainer.jobs.records import JobRecord
 from trainer.jobs.sqlite.database import Database
 from trainer.jobs.sqlite.rows import record_of

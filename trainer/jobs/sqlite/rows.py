@@ -6,7 +6,8 @@ import json
 import sqlite3
 from typing import Any
 
-from shared.jobs import CreateJob, File, JobCheckpoint, JobError, JobEvent, JobStatus, Training
+from shared.jobs import CreateJob, File, JobCheckpoint, JobError, JobEvent, JobStatus
+from shared.training import Training
 from trainer.jobs import ids
 from trainer.jobs.records import JobRecord, NewEvent
 from trainer.jobs.states import Hold, LeaseLost, UnknownId, Wanted

@@ -10,7 +10,8 @@ import sqlite3
 from collections.abc import Sequence
 from typing import Any
 
-from shared.jobs import File, JobError, JobStatus, Training
+from shared.jobs import File, JobError, JobStatus
+from shared.training import Training
 from trainer.jobs import ids
 from trainer.jobs.records import Ingested, JobRecord, Level
 from trainer.jobs.sqlite.database import Database

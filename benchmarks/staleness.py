@@ -36,7 +36,7 @@ from trainer.demo import world
 from trainer.demo.build import ensure_world
 from trainer.jobs.launcher import LOG_FILE, TorchrunLauncher
 from trainer.jobs.tail import last_lines
-from trainer.safety.controller import Action
+from trainer.safety.decision import Action
 from trainer.training.assemble import assembled
 from trainer.training.distributed import World
 from trainer.training.engine import shutdown

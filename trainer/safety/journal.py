@@ -25,7 +25,8 @@ from typing import Any
 from shared.safety import Adaptive
 from shared.wire import FailureCode, ScoreKind
 from trainer.safety.combine import Foretold
-from trainer.safety.controller import Controller, Decision
+from trainer.safety.controller import Controller
+from trainer.safety.decision import Decision
 from trainer.safety.ledger import Arrival, Failed, ItemKey, Scored, SourceName
 
 Line = dict[str, Any]

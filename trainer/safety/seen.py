@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from trainer.safety.controller import Controller, Decision
+from trainer.safety.controller import Controller
+from trainer.safety.decision import Decision
 from trainer.safety.ledger import ItemKey
 
 

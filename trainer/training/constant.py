@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from trainer.safety.controller import Action
+from trainer.safety.decision import Action
 from trainer.training.distributed import Collective, Signal
 from trainer.training.guidance import Guidance
 

@@ -8,7 +8,7 @@ from enum import StrEnum
 from typing import Protocol
 
 from shared.wire import ChatMessage
-from trainer.safety.controller import Action
+from trainer.safety.decision import Action
 from trainer.safety.probe.trust import Standing
 from trainer.safety.seen import Age
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from shared.errors import JudgeRefusal
 from shared.safety import Adaptive, PolicySource, TargetSource
 from trainer.data.rows import ChatRow
-from trainer.safety.controller import Action, Basis, Controller
+from trainer.safety.controller import Controller
+from trainer.safety.decision import Action, Basis
 from trainer.safety.journal import Journal
 from trainer.safety.judge_client import JudgeClient, NoJudge
 from trainer.safety.pace import WINDOW, pace_of

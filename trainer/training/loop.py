@@ -13,7 +13,7 @@ import torch
 
 from shared.errors import TrainingError
 from shared.safety import Adaptive
-from trainer.safety.controller import Action
+from trainer.safety.decision import Action
 from trainer.training import checkpoint
 from trainer.training.canaries import CanaryWatch
 from trainer.training.checkpoint import RunState

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 from shared.safety import Overdue, Staleness
-from trainer.safety.controller import Controller, Decision
+from trainer.safety.controller import Controller
+from trainer.safety.decision import Decision
 from trainer.safety.seen import Seen
 
 Tell = Callable[[Literal["info", "warn", "error"], str, dict[str, Any] | None], None]

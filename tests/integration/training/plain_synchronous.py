@@ -14,7 +14,7 @@ import httpx
 
 from shared.safety import FixedKl, PolicySource, Safety
 from trainer.data.rows import last_turn
-from trainer.safety.controller import Action
+from trainer.safety.decision import Action
 from trainer.training.assemble import assembled
 from trainer.training.distributed import world_from_environment
 from trainer.training.guidance import Guidance, Speaker

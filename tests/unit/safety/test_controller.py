@@ -9,7 +9,8 @@ import pytest
 
 from shared.safety import Adaptive, Clock, Overdue, PolicySource, ReferenceSource, Staleness, TargetSource
 from shared.wire import FailureCode
-from trainer.safety.controller import Action, Basis, Controller
+from trainer.safety.controller import Controller
+from trainer.safety.decision import Action, Basis
 from trainer.safety.ledger import Arrival, Failed, Fate, ItemKey, Scored, SourceName
 
 TARGET, POLICY, REFERENCE = SourceName.TARGET, SourceName.POLICY, SourceName.REFERENCE

@@ -15,7 +15,8 @@ import pytest
 
 from shared.safety import Adaptive
 from shared.wire import FailureCode, ScoreKind
-from trainer.safety.controller import Action, Basis, Controller
+from trainer.safety.controller import Controller
+from trainer.safety.decision import Action, Basis
 from trainer.safety.journal import Journal, replay
 from trainer.safety.ledger import Arrival, Failed, Fate, ItemKey, Scored, SourceName
 from trainer.safety.seen import Seen

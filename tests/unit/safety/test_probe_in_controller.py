@@ -11,7 +11,8 @@ from pydantic import ValidationError
 from shared.safety import Adaptive
 from shared.wire import FailureCode
 from trainer.safety.combine import Foretold
-from trainer.safety.controller import Basis, Controller, Decision
+from trainer.safety.controller import Controller
+from trainer.safety.decision import Basis, Decision
 from trainer.safety.journal import Journal, replay
 from trainer.safety.ledger import Arrival, Failed, ItemKey, Scored, SourceName
 from trainer.safety.probe.lessons import Taught

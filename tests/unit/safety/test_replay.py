@@ -15,7 +15,8 @@ from typer.testing import CliRunner
 from shared.safety import Adaptive
 from shared.wire import FailureCode
 from trainer.foreground.replay import replay as command
-from trainer.safety.controller import Action, Controller
+from trainer.safety.controller import Controller
+from trainer.safety.decision import Action
 from trainer.safety.journal import Journal, fingerprint, replay
 from trainer.safety.ledger import Arrival, Failed, ItemKey, Scored, SourceName
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from shared.safety import Adaptive
 from shared.wire import FailureCode
-from trainer.safety.controller import Action
+from trainer.safety.decision import Action
 from trainer.safety.journal import Journal, replay
 from trainer.safety.ledger import Arrival, Failed, Fate, ItemKey, Scored, SourceName
 

@@ -15,7 +15,8 @@ import pytest
 
 from shared.safety import Adaptive, Clock, Overdue, PolicySource, Staleness
 from shared.wire import FailureCode
-from trainer.safety.controller import Action, Basis, Controller
+from trainer.safety.controller import Controller
+from trainer.safety.decision import Action, Basis
 from trainer.safety.ledger import Arrival, Failed, ItemKey, Scored, SourceName
 
 STEPS = 6
